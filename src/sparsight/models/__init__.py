@@ -1,0 +1,8 @@
+"""Language models: loading them, naming them by their weights, and knowing where they keep their parts."""
+
+from sparsight.models.anatomy import FAMILIES, Anatomy
+from sparsight.models.fingerprint import file_sha256, fingerprint
+from sparsight.models.gguf import plain_folder
+from sparsight.models.load import ALIASES, LoadedModel, load
+
+__all__ = ["ALIASES", "FAMILIES", "Anatomy", "LoadedModel", "file_sha256", "fingerprint", "load", "plain_folder"]

@@ -1,0 +1,81 @@
+"""Fixtures shared by all tests. Nothing here or in a test may reach the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sparsight.models import ALIASES, LoadedModel, load
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs a real model of 135M parameters; deselect with -m 'not slow'")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real texts and tasks beside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no folder with test data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def stories(shared_data: Path) -> LoadedModel:
+    """A trained Llama of 260,032 parameters in float32: 5 layers, 8 heads, 4 KV heads, context 512."""
+    folder = shared_data / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"no trained tiny model at {folder}")
+    return load(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LoadedModel:
+    """SmolLM2-135M-Instruct in float32; tests that use it are marked slow."""
+    packaged = ALIASES["smollm2-135m"]
+    if importlib.util.find_spec(packaged.package) is None:
+        pytest.skip(f"{packaged.package} is not installed; run: {packaged.install}")
+    return load("smollm2-135m", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., LlamaForCausalLM]:
+    """Factory of a random float32 Llama, always the same for the same settings; keywords change its config."""
+
+    def make(seed: int = 0, **settings) -> LlamaForCausalLM:
+        config = LlamaConfig(
+            **{
+                "num_hidden_layers": 4,
+                "hidden_size": 48,
+                "intermediate_size": 96,
+                "num_attention_heads": 6,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "vocab_size": 128,
+                "max_position_embeddings": 512,
+                "initializer_range": 0.2,
+                "attn_implementation": "sdpa",
+                **settings,
+            }
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config).to(torch.float32).eval().requires_grad_(False)
+
+    return make
