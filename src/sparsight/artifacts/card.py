@@ -1,0 +1,129 @@
+"""The model card of a predictor: what it is, what it was made from, how good it is and how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .store import Artifact
+
+_LISTED_DOCUMENTS = 50
+
+
+def model_card(artifact: Artifact) -> str:
+    """Markdown with a YAML header, as model hubs read it.
+
+    Parameters
+    ----------
+    artifact : Artifact
+
+    Returns
+    -------
+    str
+    """
+    a = artifact
+    sections = [
+        _header(a),
+        f"# {_text(a.method)} predictor for {_text(a.model_name)}",
+        f"A predictor of the method `{a.method}` for Sparsight: at each decoding step it foresees which cached tokens "
+        "the attention of "
+        f"`{_text(a.model_name)}` needs, so that the rest of the KV cache need not be read. It is of use with this "
+        "model alone; "
+        "the model's weights are not in it and are not changed by it.",
+        "## Model",
+        _table(("", ""), [
+            ("base model", f"`{_text(a.model_name)}`"),
+            ("fingerprint of its weights", f"`{a.model_fingerprint}`"),
+            ("method", f"`{a.method}`"),
+            ("settings", _inline(a.settings)),
+            ("parameters", _parameters(a)),
+            ("SHA-256 of model.safetensors", f"`{a.sha256}`"),
+        ]),
+        "## Training data",
+        _data(a.data),
+        "## Training",
+        _training(a.training),
+        "## Attention-mass recall",
+        _rows(a.recall) if a.recall else "Not measured when this card was written.",
+        "## Use",
+        "```\n"
+        f"sparsight evaluate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8\n"
+        f"sparsight generate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8 --prompt \"Once upon "
+        "a time\"\n"
+        "```",
+        "## Made with",
+        ", ".join(f"{name} {number}" for name, number in sorted(a.versions.items())) or "Not recorded.",
+    ]  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(a: Artifact) -> str:
+    lines = [
+        "---",
+        "library_name: sparsight",
+        "license: apache-2.0",
+        f"base_model: {json.dumps(a.model_name)}",
+        "tags:",
+        *(f"- {tag}" for tag in ("sparsight", "kv-cache", "sparse-attention", json.dumps(a.method))),
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(a: Artifact) -> str:
+    if not a.model_parameters:
+        return f"{a.parameters:,}"
+    return f"{a.parameters:,}, {a.parameters / a.model_parameters:.2%} of the model's {a.model_parameters:,}"
+
+
+def _data(data: dict[str, Any]) -> str:
+    documents = data.get("documents") or []
+    facts = [(_text(key), _inline(value)) for key, value in data.items() if key != "documents"]
+    if documents:
+        facts.append(("documents", f"{len(documents):,}"))
+    parts = [_table(("", ""), facts)] if facts else ["Not recorded."]
+    if documents:
+        listed = documents[:_LISTED_DOCUMENTS]
+        rest = len(documents) - len(listed)
+        parts.append("\n".join(f"- {_inline(document)}" for document in listed))
+        if rest:
+            parts.append(f"and {rest:,} more, all in config.json.")
+    return "\n\n".join(parts)
+
+
+def _training(training: dict[str, Any]) -> str:
+    flat = {key: value for key, value in training.items() if key not in ("config", "history")}
+    flat |= training.get("config") or {}
+    facts = [(_text(key), _inline(value)) for key, value in flat.items()]
+    parts = [_table(("", ""), facts)] if facts else ["Not recorded."]
+    if history := training.get("history"):
+        parts.append("First and last measurement:\n\n" + _rows(history[:: max(len(history) - 1, 1)]))
+    return "\n\n".join(parts)
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return _table(columns, [[_inline(row[key]) if key in row else "" for key in columns] for row in rows])
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = [_text(cell) for cell in header]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _inline(value: Any) -> str:
+    """A value as text in one table cell."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_text(key)} {_inline(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_inline, value)) or "none"
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,249 @@
+"""What every way of choosing tokens has in common: a config, an importance, an index of importance keys, a registration line.
+
+A method is one file in this package: a frozen config dataclass, the computation on plain tensors and `@register`. It is found by being
+there; nothing else has to be touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..ops import visible_tokens
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a model that a method depends on; stored with an artifact and compared when it is loaded."""
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    full_attention: tuple[int, ...]
+
+    @classmethod
+    def of(cls, anatomy: Any) -> Geometry:
+        """The geometry of a model's anatomy."""
+        return cls(**{f.name: getattr(anatomy, f.name) for f in dataclasses.fields(cls)})
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.query_heads // self.kv_heads
+
+
+@dataclass
+class Rows:
+    """What one layer knows when it chooses tokens for some query rows. Nothing in it comes from later tokens.
+
+    Attributes
+    ----------
+    layer : int
+    queries : (batch, query_heads, rows, head_dim), after rotary embedding
+    keys : (batch, kv_heads, tokens, head_dim), after rotary embedding
+    index : Index or None
+        The importance keys of this layer.
+    positions : (rows,) int, index in the cache of each row's own token
+    first : (batch,) int, index of the first real token
+    scaling : float, of the model's attention logits
+    residual : layer -> (batch, rows, hidden), the residual entering a producer layer
+    model_norm : (layer, residual) -> the model's own normalised input of that layer's attention
+    model_query : (layer, residual) -> (batch, query_heads, rows, head_dim), that layer's own query before rotary embedding
+    rotate : (batch, heads, rows, head_dim) -> the same with rotary embedding at the rows' positions
+    previous_attention : () -> (batch, query_heads, rows, tokens) or None, true attention of the layer before
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    index: Index | None
+    positions: Tensor
+    first: Tensor
+    scaling: float
+    residual: Callable[[int], Tensor]
+    model_norm: Callable[[int, Tensor], Tensor]
+    model_query: Callable[[int, Tensor], Tensor]
+    rotate: Callable[[Tensor], Tensor]
+    previous_attention: Callable[[], Tensor | None] = lambda: None
+
+    @property
+    def visible(self) -> Tensor:
+        """`(batch, 1, rows, tokens)` bool."""
+        return visible_tokens(self.positions, self.first, self.keys.shape[2])
+
+
+class Index:
+    """Importance keys of one layer; they follow the KV cache through append, crop and reordering of the batch."""
+
+    def extend(self, keys: Tensor) -> None:
+        """Append the importance keys of `(batch, kv_heads, new, head_dim)` true keys."""
+        raise NotImplementedError
+
+    def crop(self, length: int, keys: Tensor) -> None:
+        """Keep the first `length` tokens; `keys` are the true keys that remain."""
+        raise NotImplementedError
+
+    def take_batch(self, indices: Tensor) -> None:
+        """Keep `indices` of the batch dimension, in that order."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        raise NotImplementedError
+
+
+class Selector(nn.Module):
+    """Decides which cached tokens each KV head reads at this step.
+
+    Parameters
+    ----------
+    config : Config
+        The method's settings.
+    geometry : Geometry
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    learned: ClassVar[bool] = False
+    """Whether the method has weights that come from an artifact."""
+    needs_previous_attention: ClassVar[bool] = False
+    selects: ClassVar[bool] = True
+    deployable: ClassVar[bool] = True
+    """False for oracles, which look at what they are meant to save."""
+
+    def __init__(self, config: Any, geometry: Geometry) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = geometry
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that select. Layer 0 is dense; layers with a sliding window are left alone."""
+        return tuple(layer for layer in self.geometry.full_attention if layer > 0)
+
+    def producer(self, layer: int) -> int | None:
+        """The layer whose entering residual this layer's importance is computed from, or None when it uses the true query."""
+        return None
+
+    @property
+    def producers(self) -> tuple[int, ...]:
+        """All producer layers."""
+        return tuple(sorted({p for p in map(self.producer, self.layers) if p is not None}))
+
+    def new_index(self, layer: int) -> Index | None:
+        """An empty index of importance keys, or None for a method that keeps none."""
+        return None
+
+    def importance(self, rows: Rows) -> Tensor:
+        """Importance of every cached token, `(batch, kv_heads, rows, tokens)`; only its order matters."""
+        raise NotImplementedError
+
+    def index_bytes(self, layer: int, tokens: int) -> float:
+        """Bytes of importance keys one decode step reads at `layer`, with `tokens` in the cache."""
+        return 0.0
+
+    def state_bytes(self, layer: int, tokens: int) -> float:
+        """Bytes kept beside the KV cache at `layer`."""
+        return self.index_bytes(layer, tokens)
+
+    def extra_weight_elements(self) -> int:
+        """Elements of the model's own weights read a second time in each step."""
+        return 0
+
+    def parameter_count(self) -> int:
+        """Parameters of the predictor."""
+        return sum(p.numel() for p in self.parameters())
+
+
+_METHODS: dict[str, type[Selector]] = {}
+
+
+def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
+    """Class decorator: make a `Selector` known under `name`."""
+
+    def add(cls: type[Selector]) -> type[Selector]:
+        if name in _METHODS:
+            raise ConfigError(f"two methods are registered as {name!r}")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def methods() -> dict[str, type[Selector]]:
+    """All methods by name; every module of this package is imported to find them."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def method(name: str) -> type[Selector]:
+    """The method called `name`.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; the message lists those that exist.
+    """
+    known = methods()
+    if name not in known:
+        raise ConfigError(f"unknown method {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def make_config(name: str, settings: dict[str, Any]) -> Any:
+    """A method's config from a mapping; unknown keys and values of the wrong kind are errors.
+
+    Raises
+    ------
+    ConfigError
+    """
+    config_class = method(name).Config
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    for key, value in settings.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise ConfigError(f"unknown setting {key!r} of method {name!r} (it has: {known}); written by a newer version? upgrade sparsight")
+        default = fields[key].default
+        if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
+            raise ConfigError(f"setting {key!r} of method {name!r} must be a {type(default).__name__}, got {value!r}")
+    return config_class(**settings)
+
+
+def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
+    """An untrained selector.
+
+    Parameters
+    ----------
+    name : str
+    geometry : Geometry
+    **settings
+        Fields of the method's config.
+    """
+    return method(name)(make_config(name, settings), geometry)
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless the named settings are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"setting {name!r} must be at least 1, got {getattr(config, name)}")
+
+
+def stacked_parameter(*shape: int, scale: float = 0.0, generator: torch.Generator | None = None) -> nn.Parameter:
+    """A float32 parameter, zero or normal with standard deviation `scale`."""
+    data = torch.zeros(shape) if scale == 0 else torch.randn(shape, generator=generator) * scale
+    return nn.Parameter(data)

@@ -1,0 +1,30 @@
+"""Read everything: the reference that every method is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Rows, Selector, register
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """No settings."""
+
+
+@register("dense")
+class Dense(Selector):
+    """Selects nothing away: no layer chooses."""
+
+    Config = DenseConfig
+    selects = False
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return ()
+
+    def importance(self, rows: Rows) -> Tensor:
+        """All tokens alike, `(batch, kv_heads, rows, tokens)`."""
+        return rows.visible.float().expand(-1, rows.keys.shape[1], -1, -1)

@@ -1,0 +1,291 @@
+"""Selectors with weights: saving them, reading them back for their model, finding those that ship with the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifacts import SHINGLES, Artifact, load_artifact, read_bytes, save_artifact
+from ..errors import ArtifactError, ConfigError, StorageError
+from ..models import LoadedModel
+from .base import Geometry, Selector, create, method
+
+
+def save_pretrained(
+    folder: str | Path,
+    selector: Selector,
+    loaded: LoadedModel,
+    *,
+    training: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    recall: list[dict[str, Any]] | None = None,
+    training_shingles: np.ndarray | None = None,
+) -> Artifact:
+    """Write a trained selector; what is not given is taken from the artifact it came from, if it came from one.
+
+    Parameters
+    ----------
+    folder : str or Path
+        New, empty, or holding an older predictor, which is replaced.
+    selector : Selector
+    loaded : LoadedModel
+        The model it was trained for. A name that is a local path is stored as its last part.
+    training, data, recall
+        See `sparsight.artifacts.Artifact`; plain JSON values.
+    training_shingles : (shingles,) uint64, optional
+
+    Returns
+    -------
+    Artifact
+        As stored; also hung on `selector.artifact`.
+
+    Raises
+    ------
+    ArtifactError, StorageError
+    """
+    before: Artifact | None = getattr(selector, "artifact", None)
+    given = {"training": training, "data": data, "recall": recall}
+    kept = {key: getattr(before, key, None) if value is None else value for key, value in given.items()}
+    if training_shingles is None:
+        training_shingles = getattr(selector, "training_shingles", None)
+    local = Path(loaded.name).expanduser()
+    artifact = Artifact(
+        method=selector.name,
+        settings=asdict(selector.config),
+        geometry={**asdict(selector.geometry), "full_attention": list(selector.geometry.full_attention)},
+        model_fingerprint=loaded.fingerprint,
+        model_name=local.resolve().name if local.exists() else loaded.name,
+        model_parameters=sum(p.numel() for p in loaded.model.parameters()),
+        **{key: value for key, value in kept.items() if value is not None},
+    )
+    selector.artifact = save_artifact(folder, selector, artifact, training_shingles)
+    selector.training_shingles = training_shingles
+    return selector.artifact
+
+
+def from_pretrained(folder: str | Path, loaded: LoadedModel | None = None) -> Selector:
+    """Read a predictor folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+    loaded : LoadedModel, optional
+        The model to use it with; the predictor must be of exactly this model, and goes to its device.
+
+    Returns
+    -------
+    Selector
+        Frozen, in float32. `selector.artifact` is its `Artifact`, `selector.training_shingles` the hashes of the text
+        it was trained on,
+        `(shingles,)` uint64, or None.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder is damaged or the predictor is of another model.
+    StorageError
+        If a file cannot be read.
+    """
+    artifact, tensors = load_artifact(folder)
+    if loaded is None:
+        return selector_from(artifact, tensors, _stored_geometry(artifact), None)
+    selector = selector_from(artifact, tensors, Geometry.of(loaded.anatomy), loaded.fingerprint, loaded.name)
+    return selector.to(loaded.model.device)
+
+
+def selector_from(
+    artifact: Artifact,
+    tensors: dict[str, Tensor],
+    geometry: Geometry,
+    fingerprint: str | None,
+    model_name: str = "a model",
+) -> Selector:
+    """The selector that an artifact and its tensors describe.
+
+    Parameters
+    ----------
+    artifact, tensors
+        From `sparsight.artifacts.load_artifact`.
+    geometry : Geometry
+        Of the model to use it with.
+    fingerprint : str or None
+        Of that model; not compared if None.
+    model_name : str
+        Of that model, for messages.
+
+    Raises
+    ------
+    ArtifactError
+    """
+    place = _place(artifact)
+    if fingerprint is not None and fingerprint != artifact.model_fingerprint:
+        raise ArtifactError(
+            f"{place} is for the model {artifact.model_name!r} (fingerprint {artifact.model_fingerprint[:12]}), but "
+            "came with "
+            f"{model_name!r} (fingerprint {fingerprint[:12]}); use a predictor of this model, or train one: "
+            f"sparsight train --model {model_name} --method {artifact.method} --out DIR"
+        )
+    if (stored := _stored_geometry(artifact)) != geometry:
+        raise ArtifactError(f"{place} is for {stored}, but the model is {geometry}; use a predictor of this model")
+    try:
+        # Without memory, so that sizes are compared with the tensors that came before anything is allocated.
+        with torch.device("meta"):
+            selector = create(artifact.method, geometry, **artifact.settings)
+    except ConfigError as error:
+        raise ArtifactError(f"{place}: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise ArtifactError(f"{place} has settings of an impossible size ({error}); get the predictor again") from error
+    if not selector.learned:
+        raise ArtifactError(
+            f"{place} is of the method {artifact.method!r}, which has no weights; use --select {artifact.method}"
+        )
+    weights = {name: tensor for name, tensor in tensors.items() if name != SHINGLES}
+    _check_tensors(place, selector.state_dict(), weights)
+    selector.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    selector.requires_grad_(False).eval()
+    selector.artifact = artifact
+    known = tensors.get(SHINGLES)
+    if known is not None and (known.dtype != torch.int64 or known.dim() != 1):
+        raise ArtifactError(
+            f"{place}: expected {SHINGLES!r} to be (shingles,) int64, got {tuple(known.shape)} {known.dtype}"
+        )
+    selector.training_shingles = None if known is None else known.numpy().view(np.uint64)
+    return selector
+
+
+def find_shipped(name: str, fingerprint: str) -> Path | None:
+    """Folder of the shipped predictor of method `name` for the model with this fingerprint, or None."""
+    for config in sorted(_shipped_folder().glob("*/config.json")):
+        try:
+            fields = json.loads(read_bytes(config))
+        except (StorageError, ValueError, RecursionError):
+            continue
+        if isinstance(fields, dict) and (fields.get("method"), fields.get("model_fingerprint")) == (name, fingerprint):
+            return config.parent
+    return None
+
+
+def resolve(spec: str, loaded: LoadedModel) -> Selector:
+    """The selector that a command line asks for.
+
+    Parameters
+    ----------
+    spec : str
+        `NAME`; for a method with weights also `NAME=FOLDER`, otherwise also `NAME:key=value,key=value`.
+    loaded : LoadedModel
+
+    Returns
+    -------
+    Selector
+        Frozen, on the model's device.
+
+    Raises
+    ------
+    ConfigError
+        If the method or a setting is unknown, or a value cannot be read.
+    ArtifactError
+        If there is no predictor of this method for this model, or the folder is not one.
+    """
+    name, settings, folder = _parse(spec)
+    cls = method(name)
+    if not cls.learned:
+        if folder is not None:
+            raise ConfigError(f"method {name!r} has no weights, but {spec!r} gives a folder; write --select {name}")
+        chosen = create(name, Geometry.of(loaded.anatomy), **_typed(cls, settings))
+        return chosen.to(loaded.model.device).requires_grad_(False).eval()
+    if settings:
+        raise ConfigError(
+            f"the settings of {name!r} are fixed by its predictor, but {spec!r} gives some; write {name}=FOLDER"
+        )
+    path = Path(folder) if folder is not None else find_shipped(name, loaded.fingerprint)
+    if path is None:
+        raise ArtifactError(
+            f"no predictor of {name!r} ships for the model {loaded.name!r} (fingerprint {loaded.fingerprint[:12]}); "
+            "train one: "
+            f"sparsight train --model {loaded.name} --method {name} --out DIR, then use --select {name}=DIR"
+        )
+    selector = from_pretrained(path, loaded)
+    if selector.name != name:
+        raise ArtifactError(
+            f"predictor '{path}' is of the method {selector.name!r}, not {name!r}; write --select "
+            f"{selector.name}={path}"
+        )
+    return selector
+
+
+def _shipped_folder() -> Path:
+    return Path(str(files("sparsight") / "predictors"))
+
+
+def _parse(spec: str) -> tuple[str, dict[str, str], str | None]:
+    """Name, settings and folder of `NAME`, `NAME=FOLDER` or `NAME:key=value,...`."""
+    head = spec.partition("=")[0]
+    if ":" in head:
+        name, _, rest = spec.partition(":")
+        pairs = [pair.partition("=") for pair in rest.split(",")]
+        if wrong := next((pair for pair in pairs if not (pair[0].strip() and pair[2].strip())), None):
+            raise ConfigError(f"cannot read {''.join(wrong)!r} in {spec!r}; write NAME:key=value,key=value")
+        return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}, None
+    name, equals, folder = spec.partition("=")
+    if equals and not folder.strip():
+        raise ConfigError(f"{spec!r} gives no folder after '='; write {name.strip()}=FOLDER or {name.strip()}")
+    return name.strip(), {}, folder.strip() if equals else None
+
+
+def _typed(cls: type[Selector], settings: dict[str, str]) -> dict[str, Any]:
+    """Settings with values of the type of each field's default; unknown keys are left for `make_config` to name."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls.Config)}
+    typed: dict[str, Any] = {}
+    for key, text in settings.items():
+        kind = type(defaults.get(key, text))
+        try:
+            typed[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            what = f"setting {key!r} of method {cls.name!r}"
+            raise ConfigError(f"{what} must be a {kind.__name__}, got {text!r}") from None
+    return typed
+
+
+def _stored_geometry(artifact: Artifact) -> Geometry:
+    names = [f.name for f in dataclasses.fields(Geometry)]
+    sizes = dict(artifact.geometry)
+    layers = sizes.get("full_attention")
+    numbers = [sizes.get(name) for name in names if name != "full_attention"]
+    valid = set(sizes) == set(names) and all(type(n) is int and n >= 1 for n in numbers)
+    valid = valid and isinstance(layers, list) and all(type(i) is int and 0 <= i < sizes["layers"] for i in layers)
+    if not (valid and layers == sorted(set(layers)) and sizes["query_heads"] % sizes["kv_heads"] == 0):
+        raise ArtifactError(
+            f"{_place(artifact)} has a wrong geometry; expected sizes {', '.join(names)}, got {str(sizes)[:200]}"
+        )
+    return Geometry(**{**sizes, "full_attention": tuple(layers)})
+
+
+def _check_tensors(place: str, expected: dict[str, Tensor], came: dict[str, Tensor]) -> None:
+    for name in sorted(expected.keys() | came.keys()):
+        if name not in came or name not in expected:
+            what = "lacks the tensor" if name not in came else "has a tensor too many,"
+            raise ArtifactError(
+                f"{place} {what} {name!r}; its config.json and weights do not belong together: get it again"
+            )
+        tensor, shape = came[name], tuple(expected[name].shape)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ArtifactError(
+                f"{place}: expected {name!r} to be {shape} of floating point, got {tuple(tensor.shape)} "
+                f"{tensor.dtype}; get it again"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{place}: the tensor {name!r} holds values that are not finite; train it again")
+        if name.endswith("key_scales") and not (tensor > 0).all():
+            raise ArtifactError(f"{place}: the scales {name!r} are not all positive; train it again")
+
+
+def _place(artifact: Artifact) -> str:
+    return f"the predictor of {artifact.method!r}" if artifact.folder is None else f"predictor '{artifact.folder}'"
