@@ -12,7 +12,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparsight.models import ALIASES, LoadedModel, load
+from sparsight.models import ALIASES, Anatomy, LoadedModel, load
+from sparsight.tokens import Geometry, Selector, create
+from sparsight.training.statistics import gather_statistics
+from sparsight.training.teacher import teach
+
+METHOD_SETTINGS = {
+    "lowrank": {"rank": 8},
+    "butler": {"rank": 8, "width": 8, "stride": 2},
+    "foresight": {"rank": 8, "width": 8, "stride": 2, "lowrank_layers": 1},
+    "quest": {"page_size": 4},
+}
+"""Settings that suit the tiny models of the tests."""
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -79,3 +90,29 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
             return LlamaForCausalLM(config).to(torch.float32).eval().requires_grad_(False)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_llama) -> LoadedModel:
+    """The random Llama as a `LoadedModel` without a tokenizer."""
+    model = tiny_llama()
+    return LoadedModel(model, None, "tiny", "0" * 64, Anatomy.of(model))
+
+
+@pytest.fixture(scope="session")
+def ready_selector() -> Callable[..., Selector]:
+    """Factory of a selector that can be used: learned methods start from statistics of random tokens, untrained."""
+
+    def make(name: str, loaded: LoadedModel, **settings) -> Selector:
+        selector = create(name, Geometry.of(loaded.anatomy), **{**METHOD_SETTINGS.get(name, {}), **settings})
+        if selector.learned:
+            generator = torch.Generator().manual_seed(5)
+            ids = torch.randint(0, loaded.anatomy.vocab_size, (200,), generator=generator)
+            selector.initialise(gather_statistics(loaded, [ids], sinks=2, seed=3))
+            lesson = teach(loaded, ids, torch.tensor([199]), selector.layers, ())
+            largest = {i: selector.project_keys(i, lesson.rows(i).keys)[0].abs().amax(1) for i in selector.layers}
+            selector.set_key_scales(largest)
+        return selector.requires_grad_(False).eval()
+
+    return make
+
