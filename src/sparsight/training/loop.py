@@ -1,0 +1,210 @@
+"""Distillation of a predictor from the frozen model's own attention."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..models import LoadedModel
+from ..tokens import Geometry, Selector, create
+from .checkpoint import load_checkpoint, save_checkpoint
+from .loss import distillation_loss, mass_recall
+from .schedule import calibration_steps, schedule
+from .statistics import gather_statistics
+from .teacher import sample_positions, teach
+
+Progress = Callable[[int, int, float, float], None]
+"""progress(steps done, steps in all, loss in nats, recall at 1/8)"""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a predictor is trained.
+
+    Attributes
+    ----------
+    lengths : tuple of int
+        Chunk lengths; each gets the same number of tokens.
+    tokens : int
+        Tokens of text to learn from.
+    calibration_tokens : int
+        Tokens for the second moments that start every method.
+    rows : int
+        Query rows sampled from each chunk, at most; long chunks give fewer, so that rows x length stays below `row_tokens`.
+    row_tokens : int
+    learning_rate, projection_rate : float
+        Peak rates of the MLPs and of the low-rank projections, which start near where they end.
+    weight_decay, clip : float
+    warmup : float
+        Share of the steps with rising rate; then a cosine to a twentieth.
+    sinks, window : int
+        Always read, so nothing to learn.
+    seed : int
+    checkpoint_seconds : float
+    """
+
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    tokens: int = 600_000
+    calibration_tokens: int = 49_152
+    rows: int = 128
+    row_tokens: int = 262_144
+    learning_rate: float = 5e-3
+    projection_rate: float = 4e-3
+    weight_decay: float = 0.01
+    clip: float = 10.0
+    warmup: float = 0.05
+    sinks: int = 4
+    window: int = 32
+    seed: int = 0
+    checkpoint_seconds: float = 45.0
+
+
+@dataclass
+class TrainingRun:
+    """A trained selector and its history.
+
+    Attributes
+    ----------
+    selector : Selector
+    history : list of dict
+        A row each few steps: step, tokens, loss (nats), recall (share of attention mass outside sinks and window at 1/8).
+    seconds : float
+    """
+
+    selector: Selector
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    loaded: LoadedModel,
+    method: str,
+    stream: Tensor,
+    config: TrainingConfig,
+    settings: dict[str, Any] | None = None,
+    work: Path | None = None,
+    resume: bool = False,
+    text_hash: str = "",
+    progress: Progress | None = None,
+) -> TrainingRun:
+    """Calibrate a method and, if it has something to learn, distil it.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        Kept frozen.
+    method : str
+        "foresight", "butler", "lowrank", or any registered method built on projections.
+    stream : (tokens,) int64
+        Token stream of the training text.
+    config : TrainingConfig
+    settings : dict, optional
+        Fields of the method's config.
+    work : Path, optional
+        Folder for checkpoints.
+    resume : bool
+        Continue from the checkpoint in `work`, if there is one.
+    text_hash : str
+        Of the training text; a checkpoint of other text is refused.
+    progress : callable, optional
+
+    Raises
+    ------
+    TextError, ConfigError, ArtifactError, ModelError
+    """
+    started = time.monotonic()
+    selector = create(method, Geometry.of(loaded.anatomy), **(settings or {}))
+    lengths = config.lengths
+    statistics = gather_statistics(
+        loaded, [stream[s.start : s.start + s.length] for s in calibration_steps(len(stream), lengths, config.calibration_tokens, config.seed)],
+        config.sinks, config.seed,
+    )
+    selector.initialise(statistics)
+    selector.to(loaded.model.device)
+    run = TrainingRun(selector)
+    if getattr(selector.config, "loss", None) is not None:
+        _distil(loaded, selector, stream, config, run, work, resume, text_hash, progress)
+    _fit_int8(loaded, selector, stream, config)
+    selector.requires_grad_(False)
+    run.seconds += time.monotonic() - started
+    return run
+
+
+def _distil(loaded, selector, stream, config, run, work, resume, text_hash, progress) -> None:
+    steps = schedule(len(stream), config.lengths, config.tokens, config.seed)
+    projections = [p for name, p in selector.named_parameters() if name.endswith("_projection")]
+    others = [p for name, p in selector.named_parameters() if not name.endswith("_projection")]
+    groups = [{"params": others, "peak": config.learning_rate}, {"params": projections, "peak": config.projection_rate}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    identity = {
+        "model": loaded.fingerprint, "text": text_hash, "method": selector.name,
+        "settings": asdict(selector.config), "training": {**asdict(config), "lengths": list(config.lengths)},
+    }
+    done = 0
+    if resume and work is not None and (state := load_checkpoint(work, selector, optimizer, identity)):
+        done, run.history, run.seconds = state["step"], state["history"], state["seconds"]
+    saved = began = time.monotonic()
+    for number in range(done, len(steps)):
+        step = steps[number]
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _rate(number, len(steps), config.warmup)
+        loss, recall = _step(loaded, selector, optimizer, stream[step.start : step.start + step.length], config, number,
+                             measure=number % 5 == 0 or number == len(steps) - 1)
+        if not math.isfinite(loss):
+            raise ModelError(f"the training loss became {loss} at step {number + 1}; lower the learning rate or check the model for NaN weights")
+        if recall is not None:
+            run.history.append({"step": number + 1, "loss": loss, "recall": recall})
+        if progress is not None:
+            progress(number + 1, len(steps), loss, run.history[-1]["recall"])
+        if work is not None and (time.monotonic() - saved > config.checkpoint_seconds or number + 1 == len(steps)):
+            state = {"step": number + 1, "history": run.history, "seconds": run.seconds + time.monotonic() - began, "identity": identity}
+            save_checkpoint(work, selector, optimizer, state)
+            saved = time.monotonic()
+
+
+def _step(loaded, selector, optimizer, ids, config, number, measure) -> tuple[float, float | None]:
+    # A generator of its own for each step, so that a resumed run draws what an uninterrupted one would.
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+    earliest = min(len(ids) // 8, 2 * (config.sinks + config.window))
+    count = max(min(config.rows, config.row_tokens // len(ids)), 1)
+    positions = sample_positions(len(ids), count, earliest, generator)
+    lesson = teach(loaded, ids, positions, selector.layers, selector.producers)
+    optimizer.zero_grad(set_to_none=True)
+    total, kept, available = 0.0, 0.0, 0.0
+    for layer in selector.layers:
+        rows = lesson.rows(layer)
+        loss = distillation_loss(selector, rows, selector.config.loss, config.sinks, config.window) / len(selector.layers)
+        loss.backward()
+        total += loss.item()
+        if measure:
+            got, there = mass_recall(selector, rows, 1 / 8, config.sinks, config.window)
+            kept, available = kept + got, available + there
+    torch.nn.utils.clip_grad_norm_(selector.parameters(), config.clip)
+    optimizer.step()
+    return total, kept / max(available, 1e-12) if measure else None
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    rising = min(1.0, (step + 1) / (warmup * steps + 1))
+    return rising * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _fit_int8(loaded, selector, stream, config) -> None:
+    """Static scales: the 99.99th percentile of the absolute importance keys of the calibration text, a channel each."""
+    collected: dict[int, list[Tensor]] = {layer: [] for layer in selector.layers}
+    for step in calibration_steps(len(stream), config.lengths, config.calibration_tokens, config.seed + 1):
+        lesson = teach(loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ())
+        for layer in selector.layers:
+            with torch.no_grad():
+                low = selector.project_keys(layer, lesson.rows(layer).keys)[0].abs()
+            top = max(step.length // 10_000, 1)
+            collected[layer].append(low.topk(top + 1, dim=1).values[:, top])
+    selector.set_key_scales({layer: torch.stack(seen).amax(dim=0) for layer, seen in collected.items()})

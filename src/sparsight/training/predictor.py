@@ -1,0 +1,124 @@
+"""From text to a predictor on disk: documents, a held-out slice, training, the recall table, the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import TextError
+from ..models import LoadedModel
+from ..tokens import Selector, method
+from ..tokens.pretrained import save_pretrained
+from .checkpoint import FILE
+from .loop import Progress, TrainingConfig, train
+from .loss import mass_recall
+from .shingles import shingles
+from .shipped_text import LICENCE, shipped_documents
+from .teacher import sample_positions, teach
+from .text import Document, hash_documents, read_documents, split_held_out, token_stream
+
+HELD_OUT = 0.1
+RECALL_SHARES = (1 / 4, 1 / 8, 1 / 16)
+
+
+def train_predictor(
+    loaded: LoadedModel,
+    name: str,
+    out: str | Path,
+    text: Sequence[str | Path] = (),
+    config: TrainingConfig | None = None,
+    settings: dict[str, Any] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Selector:
+    """Train a predictor and write it as an artifact.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The frozen model, best in bfloat16.
+    name : str
+        A learned method: "foresight", "butler", "lowrank".
+    out : str or Path
+        Artifact folder; checkpoints live in `OUT.partial` beside it until it is complete.
+    text : sequence of paths
+        Files and folders; the text that ships with the package without any.
+    config : TrainingConfig, optional
+    settings : dict, optional
+        Fields of the method's config.
+    resume : bool
+        Go on from the checkpoint of an interrupted run with the same arguments.
+    progress : callable, optional
+
+    Returns
+    -------
+    Selector
+        With `artifact` attached.
+
+    Raises
+    ------
+    ConfigError, TextError, ArtifactError, StorageError, ModelError
+    """
+    config = config or TrainingConfig()
+    if not method(name).learned:
+        raise TextError(f"method {name!r} has nothing to train; use it as it is with --select {name}")
+    out, partial = Path(out), Path(f"{out}.partial")
+    documents = read_documents(list(text)) if text else shipped_documents()
+    learn, held = split_held_out(documents, HELD_OUT, seed=0)
+    stream = torch.from_numpy(token_stream(learn, loaded.tokenizer)[0])
+    held_stream = torch.from_numpy(token_stream(held, loaded.tokenizer)[0])
+    check_lengths(loaded, config, len(stream))
+    run = train(loaded, name, stream, config, settings, work=partial, resume=resume, text_hash=hash_documents(learn), progress=progress)
+    save_pretrained(
+        out, run.selector, loaded,
+        training={**asdict(config), "lengths": list(config.lengths), "seconds": round(run.seconds, 1), "history": run.history},
+        data={
+            "sha256": hash_documents(learn),
+            "documents": [{"name": d.name, "sha256": d.sha256} for d in learn],
+            "held_out": [{"name": d.name, "sha256": d.sha256} for d in held],
+            "tokens": len(stream),
+            "licence": LICENCE if not text else "see the documents listed",
+        },
+        recall=recall_table(loaded, run.selector, held_stream, config),
+        training_shingles=shingles(stream.numpy()),
+    )
+    (partial / FILE).unlink(missing_ok=True)
+    if partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
+    return run.selector
+
+
+def check_lengths(loaded: LoadedModel, config: TrainingConfig, tokens: int) -> None:
+    """Raise `TextError` unless every length fits the model's context, leaves something to choose, and the text is long enough."""
+    context, least = loaded.anatomy.context_length, 2 * (config.sinks + config.window)
+    for length in config.lengths:
+        if not least <= length <= context:
+            raise TextError(f"training length {length} is outside {least}..{context} (twice sinks and window .. context of {loaded.name}); change --length")
+    if tokens < max(config.lengths):
+        raise TextError(f"the training text has {tokens} tokens, fewer than one chunk of {max(config.lengths)}; give more --text or a lower --length")
+
+
+def recall_table(loaded: LoadedModel, selector: Selector, stream: Tensor, config: TrainingConfig, chunks: int = 4) -> list[dict[str, Any]]:
+    """Attention-mass recall outside sinks and window on held-out text, a row a length; lengths that do not fit are left out."""
+    rows = []
+    for length in config.lengths:
+        count = min(chunks, len(stream) // length)
+        sums = {share: [0.0, 0.0] for share in RECALL_SHARES}
+        for i in range(count):
+            generator = torch.Generator().manual_seed(config.seed + i)
+            positions = sample_positions(length, 32, length // 2, generator)
+            lesson = teach(loaded, stream[i * length : (i + 1) * length], positions, selector.layers, selector.producers)
+            for layer in selector.layers:
+                view = lesson.rows(layer)
+                for share in RECALL_SHARES:
+                    got, there = mass_recall(selector, view, share, config.sinks, config.window)
+                    sums[share][0] += got
+                    sums[share][1] += there
+        if count:
+            rows.append({"length": length, **{f"recall@{share:g}": round(got / there, 4) for share, (got, there) in sums.items()}})
+    return rows
