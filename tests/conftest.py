@@ -17,6 +17,9 @@ from sparsight.tokens import Geometry, Selector, create
 from sparsight.training.statistics import gather_statistics
 from sparsight.training.teacher import teach
 
+# Two threads on a busy machine of two cores wait for each other most of the time, and round differently from run to run.
+torch.set_num_threads(1)
+
 METHOD_SETTINGS = {
     "lowrank": {"rank": 8},
     "butler": {"rank": 8, "width": 8, "stride": 2},
@@ -115,4 +118,3 @@ def ready_selector() -> Callable[..., Selector]:
         return selector.requires_grad_(False).eval()
 
     return make
-

@@ -23,6 +23,7 @@ def artifact() -> Artifact:
             "text_sha256": "cd" * 32,
             "licence": "CC BY-SA 4.0",
             "documents": [{"name": f"doc{i}", "sha256": f"{i:064x}"} for i in range(60)],
+            "held_out": [{"name": "kept-back", "sha256": "0" * 64}],
         },
         recall=[{"budget": "1/8", "recall": 0.91234567, "oracle": 0.95}, {"budget": "1/16", "recall": 0.8}],
         parameters=1234567,
@@ -45,7 +46,7 @@ def test_card_holds_what_a_reader_needs(artifact):
     card = model_card(artifact)
     for part in (
         artifact.model_fingerprint, artifact.sha256, artifact.data["text_sha256"], "CC BY-SA 4.0",
-        "doc49", "and 10 more",
+        "doc49", "and 10 more", "documents | 60 |", "- name kept-back",
         "1,234,567, 0.92% of the model's 134,515,008", "learning_rate | 0.001", "lengths | 64, 128", "tokens | 1500",
         "| 1/8 | 0.9123 | 0.95 |", "| 1/16 | 0.8 |  |", "| 6 | 0.75 |",
         "sparsight evaluate", "--select foresight=", "torch 2.13.0",

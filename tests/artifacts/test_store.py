@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from sparsight.artifacts import SHINGLES, Artifact, load_artifact, save_artifact, sha256_bytes
+from sparsight.artifacts import SHINGLES, Artifact, check_target, load_artifact, save_artifact, sha256_bytes
 from sparsight.errors import ArtifactError
 
 KNOWN = np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64)
@@ -99,6 +99,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(ArtifactError, match="key_projection"):
         save_artifact(tmp_path / "out", weights, artifact())
     assert os.listdir(tmp_path) == []
+
+
+def test_target_is_checked_before_the_work(folder, tmp_path):
+    check_target(folder)
+    check_target(tmp_path / "new" / "er")
+    with pytest.raises(ArtifactError, match="holds 'out'"):
+        check_target(tmp_path)
 
 
 def test_missing_folder_and_files(folder, tmp_path):

@@ -121,8 +121,13 @@ def test_left_padding_is_never_read_and_sinks_are_the_first_real_tokens(tiny, re
         out = tiny.model(padded[:, :46], attention_mask=mask[:, :46], position_ids=positions[:, :46], use_cache=True)
         logits = []
         for i in range(46, 56):
-            out = tiny.model(padded[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=positions[:, i : i + 1],
-                             past_key_values=out.past_key_values, use_cache=True)
+            out = tiny.model(
+                padded[:, i : i + 1],
+                attention_mask=mask[:, : i + 1],
+                position_ids=positions[:, i : i + 1],
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
             logits.append(out.logits[:, -1])
     assert torch.allclose(torch.stack(logits, dim=1), alone[:, 1:], atol=1e-4)
     for indices in seen[count:]:
@@ -139,7 +144,10 @@ def test_a_cache_filled_without_the_plan_is_refused(tiny, ready_selector, ids):
 
 def test_a_selector_of_another_shape_is_refused(tiny, tiny_llama, ready_selector):
     wider = tiny_llama(head_dim=32)
-    with pytest.raises(ArtifactError, match="head_dim=32"), apply(wider, Plan(ready_selector("quest", tiny), Budget(40))):
+    with (
+        pytest.raises(ArtifactError, match="head_dim=32"),
+        apply(wider, Plan(ready_selector("quest", tiny), Budget(40))),
+    ):
         pass
     assert Anatomy.of(wider).head_dim == 32
 
@@ -147,5 +155,9 @@ def test_a_selector_of_another_shape_is_refused(tiny, tiny_llama, ready_selector
 def test_nan_importance_is_an_error_not_a_choice(tiny, ready_selector, ids):
     selector = ready_selector("lowrank", tiny)
     selector.query_projection[1] = float("nan")
-    with torch.no_grad(), apply(tiny, Plan(selector, Budget(10), sinks=2, window=4)), pytest.raises(ModelError, match="layer 2 are NaN"):
+    with (
+        torch.no_grad(),
+        apply(tiny, Plan(selector, Budget(10), sinks=2, window=4)),
+        pytest.raises(ModelError, match="layer 2 are NaN"),
+    ):
         step_by_step(tiny.model, ids, 40)

@@ -4,7 +4,9 @@ import torch
 from sparsight.errors import ConfigError, ModelError, TextError
 from sparsight.runtime import Budget, Plan, generate
 
-PROMPT = "Once upon a time there was a little girl named Lily. She had a red ball and she loved to play in the park. " * 3
+PROMPT = (
+    "Once upon a time there was a little girl named Lily. She had a red ball and she loved to play in the park. " * 3
+)
 
 
 def test_full_budget_gives_the_dense_text(stories, ready_selector):
@@ -23,7 +25,9 @@ def test_a_small_budget_reads_less(stories, ready_selector):
 
 def test_sampling_follows_the_seed_and_leaves_the_global_random_state(stories):
     state = torch.get_rng_state()
-    runs = [generate(stories, PROMPT, temperature=1.0, top_p=0.95, seed=s, max_new_tokens=30).token_ids for s in (1, 1, 2)]
+    runs = [
+        generate(stories, PROMPT, temperature=1.0, top_p=0.95, seed=s, max_new_tokens=30).token_ids for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     assert torch.equal(torch.get_rng_state(), state)
 

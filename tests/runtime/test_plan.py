@@ -7,7 +7,8 @@ from sparsight.runtime import Budget, Plan
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1/8", Fraction(1, 8)), ("0.125", Fraction(1, 8)), (0.25, Fraction(1, 4)), ("256", 256), (64, 64)]
+    ("text", "value"),
+    [("1/8", Fraction(1, 8)), ("0.125", Fraction(1, 8)), (0.25, Fraction(1, 4)), ("256", 256), (64, 64)],
 )
 def test_a_budget_is_a_fraction_or_a_count(text, value):
     budget = Budget.parse(text)
@@ -21,7 +22,9 @@ def test_what_is_neither_is_refused_in_one_line(text):
     assert "\n" not in str(caught.value) and str(text) in str(caught.value)
 
 
-@pytest.mark.parametrize(("value", "length", "tokens"), [("1/8", 1024, 128), ("1/8", 1025, 129), ("1", 7, 1), (1.0, 7, 7), ("200", 100, 100)])
+@pytest.mark.parametrize(
+    ("value", "length", "tokens"), [("1/8", 1024, 128), ("1/8", 1025, 129), ("1", 7, 1), (1.0, 7, 7), ("200", 100, 100)]
+)
 def test_a_fraction_is_rounded_up_and_never_exceeds_the_length(value, length, tokens):
     assert Budget.parse(value).at(length) == tokens
 

@@ -2,12 +2,13 @@
 
 from .card import model_card
 from .files import read_bytes, sha256_bytes, write_atomically, write_folder_atomically
-from .store import FORMAT, SHINGLES, Artifact, load_artifact, save_artifact
+from .store import FORMAT, SHINGLES, Artifact, check_target, load_artifact, save_artifact
 
 __all__ = [
     "FORMAT",
     "SHINGLES",
     "Artifact",
+    "check_target",
     "load_artifact",
     "model_card",
     "read_bytes",

@@ -49,7 +49,7 @@ def model_card(artifact: Artifact) -> str:
         _rows(a.recall) if a.recall else "Not measured when this card was written.",
         "## Use",
         "```\n"
-        f"sparsight evaluate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8\n"
+        f"sparsight evaluate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8 --text FILE\n"
         f"sparsight generate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8 --prompt \"Once upon "
         "a time\"\n"
         "```",
@@ -79,17 +79,15 @@ def _parameters(a: Artifact) -> str:
 
 
 def _data(data: dict[str, Any]) -> str:
-    documents = data.get("documents") or []
-    facts = [(_text(key), _inline(value)) for key, value in data.items() if key != "documents"]
-    if documents:
-        facts.append(("documents", f"{len(documents):,}"))
+    """A table of the plain facts; lists of documents are counted in it and listed after it."""
+    lists = {key: value for key, value in data.items() if isinstance(value, list) and len(value) > 0}
+    facts = [(_text(key), f"{len(value):,}" if key in lists else _inline(value)) for key, value in data.items()]
     parts = [_table(("", ""), facts)] if facts else ["Not recorded."]
-    if documents:
-        listed = documents[:_LISTED_DOCUMENTS]
-        rest = len(documents) - len(listed)
-        parts.append("\n".join(f"- {_inline(document)}" for document in listed))
-        if rest:
-            parts.append(f"and {rest:,} more, all in config.json.")
+    for key, entries in lists.items():
+        listed = "\n".join(f"- {_inline(entry)}" for entry in entries[:_LISTED_DOCUMENTS])
+        parts.append(f"`{_text(key)}`:\n\n{listed}")
+        if len(entries) > _LISTED_DOCUMENTS:
+            parts.append(f"and {len(entries) - _LISTED_DOCUMENTS:,} more, all in config.json.")
     return "\n\n".join(parts)
 
 

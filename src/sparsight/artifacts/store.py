@@ -126,7 +126,7 @@ def save_artifact(
     StorageError
         If the folder cannot be written.
     """
-    check_replaceable(folder, (CONFIG, WEIGHTS, CARD))
+    check_target(folder)
     parameters = dict(selector.named_parameters())
     tensors: dict[str, Tensor] = {}
     for name, tensor in selector.state_dict().items():
@@ -153,6 +153,11 @@ def save_artifact(
     )
     write_folder_atomically(folder, {CONFIG: config, WEIGHTS: weights, CARD: model_card(stored)})
     return stored
+
+
+def check_target(folder: str | Path) -> None:
+    """Raise `ArtifactError` unless `save_artifact` may write to `folder`; ask before a long training, not after it."""
+    check_replaceable(folder, (CONFIG, WEIGHTS, CARD))
 
 
 def load_artifact(folder: str | Path) -> tuple[Artifact, dict[str, Tensor]]:

@@ -72,7 +72,9 @@ class DecodeRun(Handler):
         view = self.rows(layer, queries, keys, self.cache.layers[layer].index, position, first)
         importance = self.plan.selector.importance(view)
         if torch.isnan(importance).any():
-            raise ModelError(f"importance scores of layer {layer} are NaN; the model or the predictor holds values that are not finite")
+            raise ModelError(
+                f"importance scores of layer {layer} are NaN; the model or the predictor holds values that are not finite"
+            )
         selectable = selectable_tokens(position, first, keys.shape[2], self.plan.sinks, self.plan.window)
         indices = select_tokens(importance, view.visible, selectable, budget)
         if layer == max(self.selecting):

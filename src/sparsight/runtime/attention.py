@@ -48,8 +48,16 @@ class Handler:
         """Attention output `(batch, query_heads, rows, head_dim)`; `dense()` gives what the plain model would compute."""
         raise NotImplementedError
 
-    def rows(self, layer: int, queries: Tensor, keys: Tensor, index: Index | None, positions: Tensor, first: Tensor,
-             keep: Tensor | slice = slice(None)) -> Rows:
+    def rows(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        index: Index | None,
+        positions: Tensor,
+        first: Tensor,
+        keep: Tensor | slice = slice(None),
+    ) -> Rows:
         """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at."""
         rotary = positions[None, :] - first[:, None]
         return Rows(
@@ -80,7 +88,9 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     """The function transformers calls. `query` (batch, query_heads, rows, head_dim); the result is (batch, rows, query_heads, head_dim)."""
 
     def dense() -> Tensor:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)[0]
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
 
     handler = _handler.get()
     if handler is None:
@@ -110,7 +120,9 @@ def attached(model: Any, handler: Handler, producers: Iterable[int] = (), cache_
         model.set_attn_implementation(NAME)
         stack.callback(model.set_attn_implementation, before)
         for p in producers:
-            stack.callback(handler.anatomy.layer(p).register_forward_pre_hook(_keep_residual(handler, p), with_kwargs=True).remove)
+            stack.callback(
+                handler.anatomy.layer(p).register_forward_pre_hook(_keep_residual(handler, p), with_kwargs=True).remove
+            )
         if cache_hook is not None:
             stack.callback(_on_forward(handler.anatomy.base(), cache_hook).remove)
         yield handler

@@ -106,12 +106,23 @@ def generate(
             f"the prompt has {ids.shape[1]} tokens and {max_new_tokens} are to come, but {loaded.name} has a context of {context}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-    settings = {"do_sample": False} if temperature == 0 else {
-        "do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0,
-    }
+    settings = (
+        {"do_sample": False}
+        if temperature == 0
+        else {
+            "do_sample": True,
+            "temperature": float(temperature),
+            "top_p": float(top_p),
+            "top_k": 0,
+        }
+    )
     streamer = _Streamer(loaded.tokenizer, stream) if stream is not None else None
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]), apply(loaded, plan, observer) if plan else nullcontext() as run, torch.no_grad():
+    with (
+        torch.random.fork_rng(devices=[]),
+        apply(loaded, plan, observer) if plan else nullcontext() as run,
+        torch.no_grad(),
+    ):
         torch.manual_seed(seed)
         out = loaded.model.generate(
             ids,
@@ -123,7 +134,7 @@ def generate(
             **settings,
         )
     seconds = time.perf_counter() - started
-    new = out[0, ids.shape[1]:].tolist()
+    new = out[0, ids.shape[1] :].tolist()
     stops = _end_tokens(loaded)
     stopped = bool(new) and new[-1] in stops
     result = Generation(
@@ -152,7 +163,9 @@ def encode_prompt(loaded: LoadedModel, prompt: str, chat: bool) -> Tensor:
     if chat:
         if not tokenizer.chat_template:
             raise ConfigError(f"{loaded.name} has no chat template; leave out --chat")
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat, verbose=False)["input_ids"]
     if ids.shape[1] == 0:
         raise TextError("the prompt holds no token; give some text with --prompt or --prompt-file")
@@ -172,7 +185,9 @@ class _FiniteLogits(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if torch.isnan(scores).any():
-            raise ModelError(f"{self._name} gave NaN logits at token {input_ids.shape[1]}; its weights are damaged or the dtype overflows")
+            raise ModelError(
+                f"{self._name} gave NaN logits at token {input_ids.shape[1]}; its weights are damaged or the dtype overflows"
+            )
         return scores
 
 

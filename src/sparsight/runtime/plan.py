@@ -41,13 +41,19 @@ class Budget:
             if isinstance(text, int) or (isinstance(text, str) and text.strip().isdigit()):
                 count = int(text)
                 if count < 1:
-                    raise BudgetError(f"a budget of {count} tokens is not possible; give at least 1, or a fraction such as 1/8")
+                    raise BudgetError(
+                        f"a budget of {count} tokens is not possible; give at least 1, or a fraction such as 1/8"
+                    )
                 return cls(count)
             value = Fraction(str(text).strip()).limit_denominator(10**6)
         except (ValueError, ZeroDivisionError, OverflowError):
-            raise BudgetError(f"budget {text!r} is not a number; give a fraction such as 1/8 or a token count such as 256") from None
+            raise BudgetError(
+                f"budget {text!r} is not a number; give a fraction such as 1/8 or a token count such as 256"
+            ) from None
         if not 0 < value <= 1:
-            raise BudgetError(f"budget {text} is outside (0, 1]; give a fraction such as 1/8 or a whole number of tokens such as 256")
+            raise BudgetError(
+                f"budget {text} is outside (0, 1]; give a fraction such as 1/8 or a whole number of tokens such as 256"
+            )
         return cls(value)
 
     def at(self, length: int) -> int:
@@ -85,7 +91,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.sinks < 0 or self.window < 1:
-            raise ConfigError(f"sinks must be at least 0 and window at least 1, got sinks={self.sinks}, window={self.window}")
+            raise ConfigError(
+                f"sinks must be at least 0 and window at least 1, got sinks={self.sinks}, window={self.window}"
+            )
         if isinstance(self.budget.value, int):
             self.check_room(self.budget.value)
 

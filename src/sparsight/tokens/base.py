@@ -216,7 +216,9 @@ def make_config(name: str, settings: dict[str, Any]) -> Any:
     for key, value in settings.items():
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise ConfigError(f"unknown setting {key!r} of method {name!r} (it has: {known}); written by a newer version? upgrade sparsight")
+            raise ConfigError(
+                f"unknown setting {key!r} of method {name!r} (it has: {known}); written by a newer version? upgrade sparsight"
+            )
         default = fields[key].default
         if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
             raise ConfigError(f"setting {key!r} of method {name!r} must be a {type(default).__name__}, got {value!r}")

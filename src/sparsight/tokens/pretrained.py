@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -199,7 +200,7 @@ def resolve(spec: str, loaded: LoadedModel) -> Selector:
     if not cls.learned:
         if folder is not None:
             raise ConfigError(f"method {name!r} has no weights, but {spec!r} gives a folder; write --select {name}")
-        chosen = create(name, Geometry.of(loaded.anatomy), **_typed(cls, settings))
+        chosen = create(name, Geometry.of(loaded.anatomy), **typed_settings(cls, settings))
         return chosen.to(loaded.model.device).requires_grad_(False).eval()
     if settings:
         raise ConfigError(
@@ -225,26 +226,22 @@ def _shipped_folder() -> Path:
     return Path(str(files("sparsight") / "predictors"))
 
 
-def _parse(spec: str) -> tuple[str, dict[str, str], str | None]:
-    """Name, settings and folder of `NAME`, `NAME=FOLDER` or `NAME:key=value,...`."""
-    head = spec.partition("=")[0]
-    if ":" in head:
-        name, _, rest = spec.partition(":")
-        pairs = [pair.partition("=") for pair in rest.split(",")]
-        if wrong := next((pair for pair in pairs if not (pair[0].strip() and pair[2].strip())), None):
-            raise ConfigError(f"cannot read {''.join(wrong)!r} in {spec!r}; write NAME:key=value,key=value")
-        return name.strip(), {key.strip(): value.strip() for key, _, value in pairs}, None
-    name, equals, folder = spec.partition("=")
-    if equals and not folder.strip():
-        raise ConfigError(f"{spec!r} gives no folder after '='; write {name.strip()}=FOLDER or {name.strip()}")
-    return name.strip(), {}, folder.strip() if equals else None
+def typed_settings(cls: type[Selector], pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings of a method from `key=value` texts, each of the type of its field's default.
 
+    Unknown keys are left for `make_config` to name.
 
-def _typed(cls: type[Selector], settings: dict[str, str]) -> dict[str, Any]:
-    """Settings with values of the type of each field's default; unknown keys are left for `make_config` to name."""
+    Raises
+    ------
+    ConfigError
+        If a text is not `key=value`, or a value cannot be read.
+    """
     defaults = {f.name: f.default for f in dataclasses.fields(cls.Config)}
     typed: dict[str, Any] = {}
-    for key, text in settings.items():
+    for pair in pairs:
+        key, _, text = (part.strip() for part in pair.partition("="))
+        if not key or not text:
+            raise ConfigError(f"cannot read {pair!r} as a setting of {cls.name!r}; write key=value")
         kind = type(defaults.get(key, text))
         try:
             typed[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
@@ -252,6 +249,17 @@ def _typed(cls: type[Selector], settings: dict[str, str]) -> dict[str, Any]:
             what = f"setting {key!r} of method {cls.name!r}"
             raise ConfigError(f"{what} must be a {kind.__name__}, got {text!r}") from None
     return typed
+
+
+def _parse(spec: str) -> tuple[str, list[str], str | None]:
+    """Name, settings and folder of `NAME`, `NAME=FOLDER` or `NAME:key=value,...`."""
+    if ":" in spec.partition("=")[0]:
+        name, _, rest = spec.partition(":")
+        return name.strip(), rest.split(","), None
+    name, equals, folder = spec.partition("=")
+    if equals and not folder.strip():
+        raise ConfigError(f"{spec!r} gives no folder after '='; write {name.strip()}=FOLDER or {name.strip()}")
+    return name.strip(), [], folder.strip() if equals else None
 
 
 def _stored_geometry(artifact: Artifact) -> Geometry:

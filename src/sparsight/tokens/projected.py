@@ -92,7 +92,9 @@ class ProjectedSelector(Selector):
 
     def importance(self, rows: Rows) -> Tensor:
         low = rows.index.rows
-        low = low.float() if low.dtype != torch.int8 else dequantize_channels(low, self.key_scales[self.slot[rows.layer]])
+        low = (
+            low.float() if low.dtype != torch.int8 else dequantize_channels(low, self.key_scales[self.slot[rows.layer]])
+        )
         return group_importance(self.scores(rows, low), rows.visible, rows.keys.shape[1], self.config.reduction)
 
     def training_scores(self, rows: Rows) -> Tensor:

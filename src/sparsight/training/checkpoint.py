@@ -16,7 +16,9 @@ from ..errors import ArtifactError
 FILE = "checkpoint.safetensors"
 
 
-def save_checkpoint(folder: Path, selector: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, selector: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
     """Write weights, optimizer state and progress as one file."""
     tensors = {f"weight.{name}": t.detach().contiguous() for name, t in selector.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -27,7 +29,9 @@ def save_checkpoint(folder: Path, selector: nn.Module, optimizer: torch.optim.Op
     write_atomically(folder / FILE, save(tensors, metadata={"progress": text, "sha256": digest}))
 
 
-def load_checkpoint(folder: Path, selector: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, selector: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> dict[str, Any] | None:
     """Restore a run; None if there is no checkpoint.
 
     Raises
@@ -47,7 +51,9 @@ def load_checkpoint(folder: Path, selector: nn.Module, optimizer: torch.optim.Op
             raise ValueError("another checksum")
         progress = json.loads(metadata["progress"])
     except Exception as error:
-        raise ArtifactError(f"checkpoint {path} is damaged ({type(error).__name__}); delete it and train without --resume") from None
+        raise ArtifactError(
+            f"checkpoint {path} is damaged ({type(error).__name__}); delete it and train without --resume"
+        ) from None
     different = [key for key, value in identity.items() if progress.get("identity", {}).get(key) != value]
     if different:
         raise ArtifactError(

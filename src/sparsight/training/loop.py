@@ -75,7 +75,7 @@ class TrainingRun:
     ----------
     selector : Selector
     history : list of dict
-        A row each few steps: step, tokens, loss (nats), recall (share of attention mass outside sinks and window at 1/8).
+        A row each few steps: step, loss (nats), recall (share of attention mass outside sinks and window at 1/8).
     seconds : float
     """
 
@@ -124,8 +124,13 @@ def train(
     selector = create(method, Geometry.of(loaded.anatomy), **(settings or {}))
     lengths = config.lengths
     statistics = gather_statistics(
-        loaded, [stream[s.start : s.start + s.length] for s in calibration_steps(len(stream), lengths, config.calibration_tokens, config.seed)],
-        config.sinks, config.seed,
+        loaded,
+        [
+            stream[s.start : s.start + s.length]
+            for s in calibration_steps(len(stream), lengths, config.calibration_tokens, config.seed)
+        ],
+        config.sinks,
+        config.seed,
     )
     selector.initialise(statistics)
     selector.to(loaded.model.device)
@@ -145,8 +150,11 @@ def _distil(loaded, selector, stream, config, run, work, resume, text_hash, prog
     groups = [{"params": others, "peak": config.learning_rate}, {"params": projections, "peak": config.projection_rate}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     identity = {
-        "model": loaded.fingerprint, "text": text_hash, "method": selector.name,
-        "settings": asdict(selector.config), "training": {**asdict(config), "lengths": list(config.lengths)},
+        "model": loaded.fingerprint,
+        "text": text_hash,
+        "method": selector.name,
+        "settings": asdict(selector.config),
+        "training": {**asdict(config), "lengths": list(config.lengths)},
     }
     done = 0
     if resume and work is not None and (state := load_checkpoint(work, selector, optimizer, identity)):
@@ -156,16 +164,30 @@ def _distil(loaded, selector, stream, config, run, work, resume, text_hash, prog
         step = steps[number]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(number, len(steps), config.warmup)
-        loss, recall = _step(loaded, selector, optimizer, stream[step.start : step.start + step.length], config, number,
-                             measure=number % 5 == 0 or number == len(steps) - 1)
+        loss, recall = _step(
+            loaded,
+            selector,
+            optimizer,
+            stream[step.start : step.start + step.length],
+            config,
+            number,
+            measure=number % 5 == 0 or number == len(steps) - 1,
+        )
         if not math.isfinite(loss):
-            raise ModelError(f"the training loss became {loss} at step {number + 1}; lower the learning rate or check the model for NaN weights")
+            raise ModelError(
+                f"the training loss became {loss} at step {number + 1}; lower the learning rate or check the model for NaN weights"
+            )
         if recall is not None:
             run.history.append({"step": number + 1, "loss": loss, "recall": recall})
         if progress is not None:
             progress(number + 1, len(steps), loss, run.history[-1]["recall"])
         if work is not None and (time.monotonic() - saved > config.checkpoint_seconds or number + 1 == len(steps)):
-            state = {"step": number + 1, "history": run.history, "seconds": run.seconds + time.monotonic() - began, "identity": identity}
+            state = {
+                "step": number + 1,
+                "history": run.history,
+                "seconds": run.seconds + time.monotonic() - began,
+                "identity": identity,
+            }
             save_checkpoint(work, selector, optimizer, state)
             saved = time.monotonic()
 
@@ -181,7 +203,9 @@ def _step(loaded, selector, optimizer, ids, config, number, measure) -> tuple[fl
     total, kept, available = 0.0, 0.0, 0.0
     for layer in selector.layers:
         rows = lesson.rows(layer)
-        loss = distillation_loss(selector, rows, selector.config.loss, config.sinks, config.window) / len(selector.layers)
+        loss = distillation_loss(selector, rows, selector.config.loss, config.sinks, config.window) / len(
+            selector.layers
+        )
         loss.backward()
         total += loss.item()
         if measure:
@@ -201,7 +225,9 @@ def _fit_int8(loaded, selector, stream, config) -> None:
     """Static scales: the 99.99th percentile of the absolute importance keys of the calibration text, a channel each."""
     collected: dict[int, list[Tensor]] = {layer: [] for layer in selector.layers}
     for step in calibration_steps(len(stream), config.lengths, config.calibration_tokens, config.seed + 1):
-        lesson = teach(loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ())
+        lesson = teach(
+            loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ()
+        )
         for layer in selector.layers:
             with torch.no_grad():
                 low = selector.project_keys(layer, lesson.rows(layer).keys)[0].abs()

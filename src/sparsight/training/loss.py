@@ -87,5 +87,7 @@ def mass_recall(selector: Selector, rows: Rows, share: float, sinks: int, window
         selectable = selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], sinks, window)
         mass = teacher_mass(rows, rows.keys.shape[1]) * selectable
         count = max(int(share * rows.keys.shape[2]) - sinks - window, 1)
-        chosen = importance.masked_fill(~selectable, float("-inf")).topk(min(count, importance.shape[-1]), dim=-1).indices
+        chosen = (
+            importance.masked_fill(~selectable, float("-inf")).topk(min(count, importance.shape[-1]), dim=-1).indices
+        )
         return float(mass.gather(-1, chosen).sum()), float(mass.sum())

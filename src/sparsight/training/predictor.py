@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..artifacts import check_target
 from ..errors import TextError
 from ..models import LoadedModel
 from ..tokens import Selector, method
@@ -20,7 +21,7 @@ from .loss import mass_recall
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
 from .teacher import sample_positions, teach
-from .text import Document, hash_documents, read_documents, split_held_out, token_stream
+from .text import hash_documents, read_documents, split_held_out, token_stream
 
 HELD_OUT = 0.1
 RECALL_SHARES = (1 / 4, 1 / 8, 1 / 16)
@@ -68,15 +69,33 @@ def train_predictor(
     if not method(name).learned:
         raise TextError(f"method {name!r} has nothing to train; use it as it is with --select {name}")
     out, partial = Path(out), Path(f"{out}.partial")
+    check_target(out)
     documents = read_documents(list(text)) if text else shipped_documents()
     learn, held = split_held_out(documents, HELD_OUT, seed=0)
     stream = torch.from_numpy(token_stream(learn, loaded.tokenizer)[0])
     held_stream = torch.from_numpy(token_stream(held, loaded.tokenizer)[0])
     check_lengths(loaded, config, len(stream))
-    run = train(loaded, name, stream, config, settings, work=partial, resume=resume, text_hash=hash_documents(learn), progress=progress)
+    run = train(
+        loaded,
+        name,
+        stream,
+        config,
+        settings,
+        work=partial,
+        resume=resume,
+        text_hash=hash_documents(learn),
+        progress=progress,
+    )
     save_pretrained(
-        out, run.selector, loaded,
-        training={**asdict(config), "lengths": list(config.lengths), "seconds": round(run.seconds, 1), "history": run.history},
+        out,
+        run.selector,
+        loaded,
+        training={
+            **asdict(config),
+            "lengths": list(config.lengths),
+            "seconds": round(run.seconds, 1),
+            "history": run.history,
+        },
         data={
             "sha256": hash_documents(learn),
             "documents": [{"name": d.name, "sha256": d.sha256} for d in learn],
@@ -98,12 +117,18 @@ def check_lengths(loaded: LoadedModel, config: TrainingConfig, tokens: int) -> N
     context, least = loaded.anatomy.context_length, 2 * (config.sinks + config.window)
     for length in config.lengths:
         if not least <= length <= context:
-            raise TextError(f"training length {length} is outside {least}..{context} (twice sinks and window .. context of {loaded.name}); change --length")
+            raise TextError(
+                f"training length {length} is outside {least}..{context} (twice sinks and window .. context of {loaded.name}); change --length"
+            )
     if tokens < max(config.lengths):
-        raise TextError(f"the training text has {tokens} tokens, fewer than one chunk of {max(config.lengths)}; give more --text or a lower --length")
+        raise TextError(
+            f"the training text has {tokens} tokens, fewer than one chunk of {max(config.lengths)}; give more --text or a lower --length"
+        )
 
 
-def recall_table(loaded: LoadedModel, selector: Selector, stream: Tensor, config: TrainingConfig, chunks: int = 4) -> list[dict[str, Any]]:
+def recall_table(
+    loaded: LoadedModel, selector: Selector, stream: Tensor, config: TrainingConfig, chunks: int = 4
+) -> list[dict[str, Any]]:
     """Attention-mass recall outside sinks and window on held-out text, a row a length; lengths that do not fit are left out."""
     rows = []
     for length in config.lengths:
@@ -112,7 +137,9 @@ def recall_table(loaded: LoadedModel, selector: Selector, stream: Tensor, config
         for i in range(count):
             generator = torch.Generator().manual_seed(config.seed + i)
             positions = sample_positions(length, 32, length // 2, generator)
-            lesson = teach(loaded, stream[i * length : (i + 1) * length], positions, selector.layers, selector.producers)
+            lesson = teach(
+                loaded, stream[i * length : (i + 1) * length], positions, selector.layers, selector.producers
+            )
             for layer in selector.layers:
                 view = lesson.rows(layer)
                 for share in RECALL_SHARES:
@@ -120,5 +147,10 @@ def recall_table(loaded: LoadedModel, selector: Selector, stream: Tensor, config
                     sums[share][0] += got
                     sums[share][1] += there
         if count:
-            rows.append({"length": length, **{f"recall@{share:g}": round(got / there, 4) for share, (got, there) in sums.items()}})
+            rows.append(
+                {
+                    "length": length,
+                    **{f"recall@{share:g}": round(got / there, 4) for share, (got, there) in sums.items()},
+                }
+            )
     return rows

@@ -29,7 +29,9 @@ def schedule(stream_tokens: int, lengths: tuple[int, ...], tokens: int, seed: in
         If the stream is shorter than the longest length.
     """
     if stream_tokens < max(lengths):
-        raise TextError(f"the training text has {stream_tokens} tokens, fewer than one chunk of {max(lengths)}; add text or lower --length")
+        raise TextError(
+            f"the training text has {stream_tokens} tokens, fewer than one chunk of {max(lengths)}; add text or lower --length"
+        )
     rng = np.random.default_rng(seed)
     steps: list[Step] = []
     for length in lengths:

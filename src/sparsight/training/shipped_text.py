@@ -8,7 +8,9 @@ from importlib.resources import files
 
 from .text import Document
 
-LICENCE = "Wikipedia articles CC BY-SA 3.0, topics of the Python manual PSF-2.0 (training/data/SOURCE.md names them all)"
+LICENCE = (
+    "Wikipedia articles CC BY-SA 3.0, topics of the Python manual PSF-2.0 (training/data/SOURCE.md names them all)"
+)
 
 
 def shipped_documents() -> list[Document]:

@@ -45,11 +45,20 @@ class Lesson:
         """The layer's `Rows`: queries `(1, query_heads, rows, head_dim)`, keys `(1, kv_heads, length, head_dim)`."""
         capture = self._capture
         first = torch.zeros(1, dtype=torch.long, device=capture.positions.device)
-        return capture.rows(layer, capture.queries[layer].float(), capture.keys[layer].float(), None, capture.positions, first,
-                            keep=capture.positions)
+        return capture.rows(
+            layer,
+            capture.queries[layer].float(),
+            capture.keys[layer].float(),
+            None,
+            capture.positions,
+            first,
+            keep=capture.positions,
+        )
 
 
-def teach(loaded: LoadedModel, ids: Tensor, positions: Tensor, layers: tuple[int, ...], producers: tuple[int, ...]) -> Lesson:
+def teach(
+    loaded: LoadedModel, ids: Tensor, positions: Tensor, layers: tuple[int, ...], producers: tuple[int, ...]
+) -> Lesson:
     """Run the frozen model densely over `(length,)` ids and keep what a predictor learns from.
 
     Parameters

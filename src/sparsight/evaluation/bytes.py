@@ -1,0 +1,52 @@
+"""Bytes that one decode step reads: weights, KV cache, importance keys, predictor. The x-axis of every comparison.
+
+Weights, keys and values count two bytes an element (bfloat16), importance keys what they are kept in.
+"""
+
+from __future__ import annotations
+
+from ..models import Anatomy
+from ..tokens import Selector
+
+ELEMENT = 2
+
+
+def kv_bytes(anatomy: Anatomy, layer: int, tokens: int, length: int) -> int:
+    """Bytes of keys and values of `tokens` tokens at a layer; a sliding-window layer is counted whole, as if it were dense."""
+    read = tokens if layer in anatomy.full_attention else length
+    return 2 * ELEMENT * read * anatomy.kv_heads * anatomy.head_dim
+
+
+def bytes_per_token(anatomy: Anatomy, selector: Selector, budget: int, length: int) -> dict[str, float]:
+    """Bytes read in one decode step with `length` tokens in the cache.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    selector : Selector
+    budget : int
+        Tokens a KV head reads in selecting layers; at or above `length` nothing is selected and nothing of the predictor is read.
+    length : int
+
+    Returns
+    -------
+    dict
+        "weights", "kv", "index" (importance keys), "predictor" (its weights, and model weights read a second time), "total".
+    """
+    selecting = set(selector.layers) if budget < length else set()
+    kv = sum(kv_bytes(anatomy, i, budget if i in selecting else length, length) for i in range(anatomy.layers))
+    parts = {
+        "weights": float(ELEMENT * anatomy.weight_elements()["total"]),
+        "kv": float(kv),
+        "index": float(sum(selector.index_bytes(i, length) for i in selecting)),
+        "predictor": float(ELEMENT * (selector.parameter_count() + selector.extra_weight_elements()))
+        if selecting
+        else 0.0,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def state_fraction(anatomy: Anatomy, selector: Selector, length: int) -> float:
+    """Bytes kept beside the KV cache, as a share of the whole KV cache."""
+    state = sum(selector.state_bytes(i, length) for i in selector.layers)
+    return state / sum(kv_bytes(anatomy, i, length, length) for i in range(anatomy.layers))

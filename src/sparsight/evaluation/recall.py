@@ -1,0 +1,146 @@
+"""How well a selector chooses, measured on the dense run: every method sees the same true states.
+
+Sinks and the recent window are read by every method and are left out: counting them flatters (they hold most of the mass).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ..models import Anatomy
+from ..ops import attention_weights, keep_mask, masked_attention, select_tokens, selectable_tokens
+from ..tokens import Geometry, Selector, create
+from .scoring import index_of
+
+
+class RecallProbe:
+    """An observer of a dense pass that asks every selector what it would choose.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+    selectors : dict of name to Selector
+        "oracle" and "random" are added if missing: the gate needs them.
+    budgets : list of int
+    sinks, window : int
+    every : int
+        Look at every n-th scored row; ranks (Spearman) and outputs at every 4n-th.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        selectors: dict[str, Selector],
+        budgets: list[int],
+        sinks: int,
+        window: int,
+        every: int = 4,
+    ) -> None:
+        geometry = Geometry.of(anatomy)
+        floor_and_ceiling = {name: create(name, geometry) for name in ("oracle", "random")}
+        self.selectors = {**floor_and_ceiling, **{name: s for name, s in selectors.items() if s.selects}}
+        self.producers = tuple(sorted({p for s in self.selectors.values() for p in s.producers}))
+        self.budgets, self.sinks, self.window, self.every = budgets, sinks, window, every
+        self.sums: dict[str, float] = defaultdict(float)
+        self._previous: Tensor | None = None
+
+    def __call__(
+        self, handler, layer: int, queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, first: Tensor
+    ) -> None:
+        """Look at one layer of the dense pass; shapes as in `runtime.Handler.attend`."""
+        pick = torch.arange(self.every - 1, len(positions), self.every, device=positions.device)
+        rows = handler.rows(layer, queries[:, :, pick], keys, None, positions[pick], first, keep=pick)
+        weights = attention_weights(rows.queries, keys, rows.visible, rows.scaling)
+        previous, self._previous = self._previous, weights
+        rows.previous_attention = lambda: previous
+        truth = weights.unflatten(1, (keys.shape[1], -1)).sum(dim=2)
+        selectable = selectable_tokens(rows.positions, first, keys.shape[2], self.sinks, self.window)
+        chosen: dict[tuple[str, int], Tensor] = {}
+        for name, selector in self.selectors.items():
+            if layer not in selector.layers:
+                continue
+            rows.index = index_of(selector, layer, keys)
+            importance = selector.importance(rows)
+            for budget in self.budgets:
+                indices = select_tokens(importance, rows.visible, selectable, budget)
+                chosen[name, budget] = keep_mask(indices, rows.visible)
+            self._rank(name, importance, truth, selectable)
+        for (name, budget), keep in chosen.items():
+            self._mass(name, budget, keep & selectable, chosen["oracle", budget] & selectable, truth, selectable)
+            self._output(name, budget, keep, rows, values)
+
+    def _mass(self, name, budget, keep, best, truth, selectable) -> None:
+        self.sums[f"{name}|{budget}|mass"] += float((truth * keep).sum())
+        self.sums[f"{name}|{budget}|available"] += float((truth * selectable).sum())
+        self.sums[f"{name}|{budget}|common"] += float((keep & best).sum())
+        self.sums[f"{name}|{budget}|chosen"] += float(best.sum())
+
+    def _rank(self, name, importance, truth, selectable) -> None:
+        """Hit rate at 50 % and Spearman's correlation over the selectable tokens of each row."""
+        for r in range(3, importance.shape[2], 4):
+            columns = selectable[0, 0, r].nonzero().flatten()
+            if len(columns) < 2:
+                continue
+            guess, true = (t[0, :, r, columns].float().cpu().numpy() for t in (importance, truth))
+            half = len(columns) // 2
+            top = [set_of_top(x, half) for x in (guess, true)]
+            self.sums[f"{name}|hits"] += float((top[0] & top[1]).sum())
+            self.sums[f"{name}|half"] += float(half * len(guess))
+            self.sums[f"{name}|tokens"] += float(len(columns) * len(guess))
+            self.sums[f"{name}|spearman"] += float(spearman(guess, true).sum())
+            self.sums[f"{name}|rankings"] += len(guess)
+
+    def _output(self, name, budget, keep, rows, values) -> None:
+        pick = slice(3, None, 4)
+        queries, full = rows.queries[:, :, pick], rows.visible[:, :, pick].expand(-1, values.shape[1], -1, -1)
+        dense = masked_attention(queries, rows.keys, values, full, rows.scaling).float()
+        sparse = masked_attention(queries, rows.keys, values, keep[:, :, pick], rows.scaling).float()
+        relative = (sparse - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
+        self.sums[f"{name}|{budget}|error"] += float(relative.sum())
+        self.sums[f"{name}|{budget}|outputs"] += relative.numel()
+
+
+def set_of_top(values: np.ndarray, count: int) -> np.ndarray:
+    """Boolean mask of the `count` largest of each row."""
+    mask = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(mask, np.argpartition(-values, count - 1, axis=-1)[:, :count], True, axis=-1)
+    return mask
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each row, ties averaged; 0 where a row is constant."""
+    x, y = (rankdata(v, axis=-1) for v in (a, b))
+    x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
+    norm = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+    return (x * y).sum(axis=-1) / np.where(norm > 0, norm, 1.0)
+
+
+def recall_figures(sums: dict[str, float], name: str, budget: int) -> dict[str, float | None]:
+    """Pooled figures of one method at one budget, from summed probes.
+
+    Returns
+    -------
+    dict
+        mass_outside, mass_of_oracle (its ratio to the oracle's), set_recall, output_error, hit_rate_50, hit_rate_50_chance, spearman; all
+        None for a method that selects nothing.
+    """
+
+    def ratio(top: str, bottom: str) -> float | None:
+        return sums[top] / sums[bottom] if sums.get(bottom) else None
+
+    mass = ratio(f"{name}|{budget}|mass", f"{name}|{budget}|available")
+    best = ratio(f"oracle|{budget}|mass", f"oracle|{budget}|available")
+    return {
+        "mass_outside": mass,
+        "mass_of_oracle": mass / best if mass is not None and best else None,
+        "set_recall": ratio(f"{name}|{budget}|common", f"{name}|{budget}|chosen"),
+        "output_error": ratio(f"{name}|{budget}|error", f"{name}|{budget}|outputs"),
+        "hit_rate_50": ratio(f"{name}|hits", f"{name}|half"),
+        "hit_rate_50_chance": ratio(f"{name}|half", f"{name}|tokens"),
+        "spearman": ratio(f"{name}|spearman", f"{name}|rankings"),
+    }

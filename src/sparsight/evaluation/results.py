@@ -1,0 +1,96 @@
+"""Result files that can be repeated and resumed: a finished one of the same configuration is reused, a partial one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.files import read_bytes, write_atomically
+from ..errors import ConfigError, StorageError
+
+
+def configuration_hash(configuration: dict[str, Any]) -> str:
+    """sha256 of a configuration's canonical JSON."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+
+
+class ResultFile:
+    """`OUT` for the finished result, `OUT.partial` with a JSON line for each chunk done.
+
+    Parameters
+    ----------
+    path : str, Path or None
+        Nothing is kept without one.
+    configuration : dict
+        Everything the numbers depend on.
+    """
+
+    def __init__(self, path: str | Path | None, configuration: dict[str, Any]) -> None:
+        self.path = Path(path) if path is not None else None
+        self.configuration = configuration
+        self.hash = configuration_hash(configuration)
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result, if a complete one of this configuration is there.
+
+        Raises
+        ------
+        ConfigError
+            If the file holds something else.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            result = json.loads(read_bytes(self.path))
+            known = result["configuration_hash"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self.path} is not a result file of sparsight; choose another --json") from None
+        if known != self.hash:
+            changed = [k for k, v in self.configuration.items() if result.get("configuration", {}).get(k) != v]
+            raise ConfigError(
+                f"{self.path} holds results of another configuration ({', '.join(changed) or 'older format'}); "
+                "choose another --json or delete it"
+            )
+        return result
+
+    def chunks_done(self) -> dict[int, dict[str, Any]]:
+        """Chunks of an interrupted run of this configuration; a torn last line is dropped."""
+        if self.path is None or not self.partial.exists():
+            return {}
+        done: dict[int, dict[str, Any]] = {}
+        for line in read_bytes(self.partial).decode("utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and row.get("hash") == self.hash:
+                done[row["chunk"]] = row
+        return done
+
+    def add(self, chunk: int, row: dict[str, Any]) -> None:
+        """Keep one chunk's figures."""
+        if self.path is None:
+            return
+        try:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            with self.partial.open("a", encoding="utf-8") as file:
+                # A newline before and after: a line torn by a kill must not take the next one with it.
+                file.write("\n" + json.dumps({"hash": self.hash, "chunk": chunk, **row}) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.partial}: {error.strerror}; free some space or choose another --json"
+            ) from None
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write the result and drop the partial file."""
+        result = {"configuration_hash": self.hash, "configuration": self.configuration, **result}
+        if self.path is not None:
+            write_atomically(self.path, json.dumps(result, indent=1) + "\n")
+            self.partial.unlink(missing_ok=True)
+        return result
