@@ -111,7 +111,7 @@ def ready_selector() -> Callable[..., Selector]:
         if selector.learned:
             generator = torch.Generator().manual_seed(5)
             ids = torch.randint(0, loaded.anatomy.vocab_size, (200,), generator=generator)
-            selector.initialise(gather_statistics(loaded, [ids], sinks=2, seed=3))
+            selector.initialise(gather_statistics(loaded, [ids], sinks=2, window=4, seed=3))
             lesson = teach(loaded, ids, torch.tensor([199]), selector.layers, ())
             largest = {i: selector.project_keys(i, lesson.rows(i).keys)[0].abs().amax(1) for i in selector.layers}
             selector.set_key_scales(largest)

@@ -5,7 +5,7 @@ import torch
 
 from sparsight.models import Anatomy, LoadedModel, fingerprint
 from sparsight.ops import attention_weights
-from sparsight.tokens import Geometry
+from sparsight.tokens import Geometry, Rows
 from sparsight.training.statistics import Statistics, gather_statistics, joint_bases
 from sparsight.training.teacher import sample_positions, teach
 
@@ -63,16 +63,35 @@ def test_directions_without_data_give_no_infinities():
         assert torch.isfinite(basis).all()
 
 
-def test_statistics_pool_a_group_centre_keys_and_leave_out_sinks():
-    statistics = Statistics(GEOMETRY, sinks=2, seed=0)
-    q = samples(1, heads=4)[None].float()
-    k = samples(2)[None].float()
-    shifted = k + 5.0
-    shifted[:, :, :2] = 1000.0
-    statistics.add(1, q, shifted)
-    centred = k[0, :, 2:].double() - k[0, :, 2:].double().mean(dim=1, keepdim=True)
-    pooled = q[0].double().unflatten(0, (2, 2)).flatten(1, 2)
-    w_q, w_k = joint_bases(moments(pooled), moments(centred))
+def rows_of(layer: int, q, k, positions) -> Rows:
+    """`Rows` of one chunk: queries (heads, rows, width), keys (kv_heads, tokens, width)."""
+    nothing = dict.fromkeys(("residual", "model_norm", "model_query", "rotate"))
+    first = torch.zeros(1, dtype=torch.long)
+    return Rows(layer=layer, queries=q[None].float(), keys=k[None].float(), index=None, positions=positions, first=first,
+                scaling=0.35, **nothing)
+
+
+def test_statistics_weigh_queries_and_keys_by_the_attention_that_is_there_to_be_chosen():
+    sinks, window = 2, 3
+    q, k = samples(1, heads=4)[:, :6], samples(2)
+    tokens = k.shape[1]
+    positions = torch.arange(tokens - 6, tokens)
+    statistics = Statistics(GEOMETRY, sinks=sinks, window=window, seed=0)
+    statistics.add(rows_of(1, q, k, positions))
+    query_moments, key_moments = torch.zeros(2, 8, 8).double(), torch.zeros(2, 8, 8).double()
+    for head in range(2):
+        attracted = torch.zeros(tokens).double()
+        for h in (2 * head, 2 * head + 1):
+            for r, p in enumerate(positions.tolist()):
+                attention = torch.softmax(q[h, r] @ k[head, : p + 1].T * 0.35, dim=-1)
+                chosen = attention[sinks : p + 1 - window]
+                attracted[sinks : p + 1 - window] += chosen / 12
+                query_moments[head] += torch.outer(q[h, r], q[h, r]) * chosen.sum() / 12
+        even = (torch.arange(tokens) >= sinks).double()
+        weight = 0.9 * attracted / attracted.sum() + 0.1 * even / even.sum()
+        centred = k[head] - weight @ k[head]
+        key_moments[head] = centred.T @ (centred * weight[:, None])
+    w_q, w_k = joint_bases(query_moments, key_moments)
     for ours, rank in ((statistics.query_basis(1, 8), 8), (statistics.key_basis(1, 3), 3)):
         assert ours.dtype == torch.float32 and ours.shape == (2, 8, rank)
     product = statistics.query_basis(1, 3) @ statistics.key_basis(1, 3).transpose(1, 2)
@@ -80,17 +99,28 @@ def test_statistics_pool_a_group_centre_keys_and_leave_out_sinks():
     torch.testing.assert_close(product.double(), w_q[..., :3] @ w_k[..., :3].transpose(1, 2), atol=1e-3, rtol=1e-3)
 
 
+def test_a_constant_added_to_all_keys_changes_nothing():
+    q, k = samples(1, heads=4)[:, :6], samples(2)
+    positions = torch.arange(k.shape[1] - 6, k.shape[1])
+    plain, shifted = (Statistics(GEOMETRY, sinks=2, window=3, seed=0) for _ in range(2))
+    plain.add(rows_of(0, q, k, positions))
+    shifted.add(rows_of(0, q, k + 3.0, positions))
+    products = [s.query_basis(0, 4) @ s.key_basis(0, 4).transpose(1, 2) for s in (plain, shifted)]
+    torch.testing.assert_close(*products, atol=1e-3, rtol=1e-3)
+
+
 def test_chunks_count_alike_and_a_new_chunk_changes_the_basis():
-    one, repeated = (Statistics(GEOMETRY, sinks=0, seed=0) for _ in range(2))
-    q, k = samples(1, heads=4)[None].float(), samples(2)[None].float()
-    one.add(0, q, k)
-    before = one.query_basis(0, 4)
-    one.add(0, q * 3, samples(5)[None].float())
-    assert not torch.equal(before, one.query_basis(0, 4))
-    repeated.add(0, q, k)
-    repeated.add(0, q.repeat(1, 1, 3, 1), k.repeat(1, 1, 3, 1))
-    product, expected = (s.query_basis(0, 8) @ s.key_basis(0, 8).transpose(1, 2) for s in (repeated, one))
+    q, k, other = samples(1, heads=4)[:, :6], samples(2), samples(5)
+    positions = torch.arange(k.shape[1] - 6, k.shape[1])
+    once, twice = (Statistics(GEOMETRY, sinks=2, window=3, seed=0) for _ in range(2))
+    for statistics, times in ((once, 1), (twice, 2)):
+        for _ in range(times):
+            statistics.add(rows_of(0, q, k, positions))
+    product, expected = (s.query_basis(0, 8) @ s.key_basis(0, 8).transpose(1, 2) for s in (twice, once))
     torch.testing.assert_close(product, expected, atol=1e-3, rtol=1e-3)
+    before = once.query_basis(0, 4)
+    once.add(rows_of(0, q * 3, other, positions))
+    assert not torch.equal(before, once.query_basis(0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +151,7 @@ def test_teacher_sees_what_the_model_computes(loaded):
 def test_gathered_bases_approximate_the_models_own_scores(loaded):
     g = torch.Generator().manual_seed(0)
     statistics = gather_statistics(
-        loaded, [torch.randint(0, 128, (n,), generator=g) for n in (64, 96)], sinks=4, seed=0
+        loaded, [torch.randint(0, 128, (n,), generator=g) for n in (64, 96)], sinks=4, window=8, seed=0
     )
     rows = teach(loaded, torch.randint(0, 128, (80,), generator=g), torch.tensor([70, 79]), (2,), ()).rows(2)
     q, k = rows.queries[0].unflatten(0, (2, 3)).flatten(1, 2), rows.keys[0, :, 4:]

@@ -2,7 +2,9 @@
 
 With covariances C_q and C_k of the post-rotary queries and keys of one KV head, the rank-r bilinear form that keeps most of q.k in the mean
 square is the truncated SVD of C_q^(1/2) C_k^(1/2) = U S V^T, giving W_q = C_q^(-1/2) U S^(1/2) and W_k = C_k^(-1/2) V S^(1/2), so that
-(q W_q).(k W_k) approximates q.k. The idea of scoring with few channels: SparQ (arXiv:2312.04985), Loki (arXiv:2406.02542).
+(q W_q).(k W_k) approximates q.k. Queries and keys are weighted by the attention that is there to be chosen (see
+`training.statistics`): an error counts where it decides something.
+Scoring with few channels: SparQ (arXiv:2312.04985), Loki (arXiv:2406.02542).
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ def train(
             for s in calibration_steps(len(stream), lengths, config.calibration_tokens, config.seed)
         ],
         config.sinks,
+        config.window,
         config.seed,
     )
     selector.initialise(statistics)

@@ -6,39 +6,54 @@ import torch
 from torch import Tensor
 
 from ..models import LoadedModel
-from ..tokens import Geometry
+from ..ops import attention_weights, selectable_tokens
+from ..tokens import Geometry, Rows
 from .teacher import sample_positions, teach
+
+KEY_FOCUS = 0.9
+"""Share of a key's weight that follows the attention it gets; the rest is the same for all."""
 
 
 class Statistics:
-    """Covariances of queries and keys a layer and KV head, over chunks of mixed lengths.
+    """Covariances of queries and keys a layer and KV head, over chunks of mixed lengths, weighted by where there is a choice.
 
-    Queries of a group are pooled. Keys are centred within each chunk: a constant added to all keys changes no order. Sinks are left out
-    of the keys. All chunks count alike, whatever their length.
+    Only tokens outside sinks and window are chosen, so a query weighs as much as the attention mass it has there, and a key partly as much
+    as the attention it gets there: an error on a key that nobody looks at is harmless. Queries of a group are pooled. Keys are centred
+    within each chunk: a constant added to all keys changes no order. All chunks count alike, whatever their length.
 
     Parameters
     ----------
     geometry : Geometry
-    sinks : int
+    sinks, window : int
     seed : int
         Handed to methods that start from random weights.
     """
 
-    def __init__(self, geometry: Geometry, sinks: int, seed: int) -> None:
+    def __init__(self, geometry: Geometry, sinks: int, window: int, seed: int) -> None:
         shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, geometry.head_dim)
-        self.geometry, self.sinks, self.seed = geometry, sinks, seed
+        self.geometry, self.sinks, self.window, self.seed = geometry, sinks, window, seed
         self._queries = torch.zeros(shape, dtype=torch.float64)
         self._keys = torch.zeros(shape, dtype=torch.float64)
         self._bases: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def add(self, layer: int, queries: Tensor, keys: Tensor) -> None:
-        """Add one chunk: queries `(1, query_heads, rows, head_dim)`, keys `(1, kv_heads, tokens, head_dim)`."""
-        q = queries[0].double().cpu().reshape(self.geometry.kv_heads, -1, self.geometry.head_dim)
-        k = keys[0, :, self.sinks :].double().cpu()
-        k = k - k.mean(dim=1, keepdim=True)
-        self._queries[layer] += q.transpose(1, 2) @ q / q.shape[1]
-        self._keys[layer] += k.transpose(1, 2) @ k / k.shape[1]
-        self._bases.pop(layer, None)
+    def add(self, rows: Rows) -> None:
+        """Add one chunk's sampled rows at `rows.layer`."""
+        tokens = rows.keys.shape[2]
+        selectable = selectable_tokens(rows.positions, rows.first, tokens, self.sinks, self.window)
+        mass = attention_weights(rows.queries, rows.keys, rows.visible, rows.scaling)[0] * selectable[0]
+        kv_heads = self.geometry.kv_heads
+        attracted = mass.unflatten(0, (kv_heads, -1)).mean(dim=(1, 2)).double().cpu()
+        attracted = attracted / attracted.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        even = torch.ones(kv_heads, tokens, dtype=torch.float64)
+        even[:, : self.sinks] = 0
+        weight = (KEY_FOCUS * attracted + (1 - KEY_FOCUS) * even / even.sum(dim=-1, keepdim=True))[..., None]
+        k = rows.keys[0].double().cpu()
+        k = k - (k * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+        self._keys[rows.layer] += k.transpose(1, 2) @ (k * weight)
+        q = rows.queries[0].double().cpu().reshape(kv_heads, -1, self.geometry.head_dim)
+        chosen = mass.sum(dim=-1).double().cpu().reshape(kv_heads, -1, 1)
+        self._queries[rows.layer] += q.transpose(1, 2) @ (q * chosen) / q.shape[1]
+        self._bases.pop(rows.layer, None)
 
     def key_basis(self, layer: int, rank: int) -> Tensor:
         """W_k, `(kv_heads, head_dim, rank)` float32."""
@@ -77,15 +92,20 @@ def _power(moments: Tensor, exponent: float) -> Tensor:
     return (vectors * values[..., None, :] ** exponent) @ vectors.transpose(-1, -2)
 
 
-def gather_statistics(loaded: LoadedModel, chunks: list[Tensor], sinks: int, seed: int, rows: int = 256) -> Statistics:
-    """Statistics of all full-attention layers over the chunks, `(length,)` ids each."""
+def gather_statistics(
+    loaded: LoadedModel, chunks: list[Tensor], sinks: int, window: int, seed: int, rows: int = 256, row_tokens: int = 262_144
+) -> Statistics:
+    """Statistics of all full-attention layers over the chunks, `(length,)` ids each.
+
+    At most `rows` queries of a chunk are sampled, fewer from long ones, so that rows x length stays below `row_tokens`.
+    """
     geometry = Geometry.of(loaded.anatomy)
-    statistics = Statistics(geometry, sinks, seed)
+    statistics = Statistics(geometry, sinks, window, seed)
     generator = torch.Generator().manual_seed(seed)
     for ids in chunks:
-        positions = sample_positions(len(ids), rows, min(sinks, len(ids) - 1), generator)
+        count = max(min(rows, row_tokens // len(ids)), 1)
+        positions = sample_positions(len(ids), count, min(2 * (sinks + window), len(ids) // 2), generator)
         lesson = teach(loaded, ids, positions, geometry.full_attention, ())
         for layer in geometry.full_attention:
-            view = lesson.rows(layer)
-            statistics.add(layer, view.queries, view.keys)
+            statistics.add(lesson.rows(layer))
     return statistics
