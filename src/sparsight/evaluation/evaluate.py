@@ -135,7 +135,10 @@ def cut(loaded: LoadedModel, documents: Sequence[Document], length: int, count: 
 
 def versions() -> dict[str, str]:
     """Versions that the numbers depend on."""
-    return {"python": platform.python_version(), **{p: version(p) for p in ("sparsight", "torch", "transformers")}}
+    from .. import __version__
+
+    known = {"python": platform.python_version(), "sparsight": __version__}
+    return {**known, **{package: version(package) for package in ("torch", "transformers")}}
 
 
 def _selectors(loaded: LoadedModel, specs: Sequence[str], seed: int) -> dict[str, Selector]:
