@@ -1,0 +1,142 @@
+"""Options that several verbs share, and what they stand for: a loaded model, a plan.
+
+Options that may be given several times take `nargs="+"` with `action="extend"`, so that `--budget 1/8 1/4` and
+`--budget 1/8 --budget 1/4` mean the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, SparsightError
+from .console import spinner
+
+if TYPE_CHECKING:
+    from ..models import LoadedModel
+    from ..runtime import Budget, Plan
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_BUDGET = "1/8"
+_LARGEST_SEED = 2**63 - 1
+_MOST_THREADS = 1024
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--dtype` and `--threads`."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="M",
+        help=f"{DEFAULT_MODEL}, a Hugging Face folder, a .gguf file or a Hub id (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp32"), default="bf16", help="of weights and activations (default: bf16)"
+    )
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: what PyTorch chooses)")
+
+
+def add_select_option(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add `--select`: one name, or with `many` one or more."""
+    how = {"nargs": "+", "action": "extend"} if many else {}
+    parser.add_argument(
+        "--select",
+        metavar="NAME[=ARTIFACT]",
+        help="method that chooses the tokens to read; NAME takes the predictor that ships for the model, "
+        "NAME=ARTIFACT one of yours, NAME:key=value sets a method without weights",
+        **how,
+    )
+
+
+def add_budget_option(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add `--budget`: a `Budget`, or with `many` a list of them; None if not given (`DEFAULT_BUDGET` is meant)."""
+    how = {"nargs": "+", "action": "extend"} if many else {}
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        metavar="B",
+        help=f"tokens each KV head reads: a fraction such as 1/8, or a number of tokens (default: {DEFAULT_BUDGET})",
+        **how,
+    )
+
+
+def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--seed`, default 0."""
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help=f"{what} (default: 0)")
+
+
+def budget(text: str) -> Budget:
+    """A budget, as an argparse type."""
+    from ..runtime import Budget
+
+    try:
+        return Budget.parse(text)
+    except SparsightError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def seed(text: str) -> int:
+    """A seed that every random generator in use accepts, as an argparse type."""
+    return _whole(text, 0, _LARGEST_SEED)
+
+
+def threads(text: str) -> int:
+    """A number of threads, as an argparse type."""
+    return _whole(text, 1, _MOST_THREADS)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
+    return value
+
+
+def load_model(args: argparse.Namespace) -> LoadedModel:
+    """The model that `--model`, `--dtype` and `--threads` ask for.
+
+    Raises
+    ------
+    ModelError, ConfigError, StorageError
+        See `sparsight.models.load`.
+    """
+    with spinner(f"loading {args.model}"):
+        import torch
+
+        from ..models import load
+
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        return load(args.model, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype])
+
+
+def make_plan(
+    loaded: LoadedModel, select: str | None, budget: Budget | None, sinks: int = 4, window: int = 32
+) -> Plan | None:
+    """The plan of `--select` and `--budget`, or None for dense.
+
+    Raises
+    ------
+    ConfigError
+        If there is a budget but no method, or the method or one of its settings is unknown.
+    ArtifactError, StorageError
+        If the predictor cannot be used with this model, or not be read.
+    BudgetError
+        If the budget does not hold sinks and window.
+    """
+    from ..runtime import Budget, Plan
+    from ..tokens.pretrained import resolve
+
+    if select is None:
+        if budget is not None:
+            raise ConfigError(
+                f"--budget {budget} needs a method that chooses the tokens; add --select foresight, or leave it out"
+            )
+        return None
+    selector = resolve(select, loaded)
+    if not selector.selects:
+        return None
+    return Plan(selector, budget or Budget.parse(DEFAULT_BUDGET), sinks, window)

@@ -1,0 +1,64 @@
+"""`sparsight train`: train a predictor on text."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb."""
+    from .options import add_model_options, add_seed_option
+
+    parser = subparsers.add_parser(
+        "train",
+        help="train a predictor for a model",
+        description="Train a predictor from a model's own attention; the model stays as it is.",
+        allow_abbrev=False,
+    )
+    add_model_options(parser)
+    parser.add_argument("--method", required=True, metavar="NAME", help="foresight, butler or lowrank")
+    many = {"nargs": "+", "action": "extend"}
+    parser.add_argument("--text", **many, default=[], metavar="P", help="files or folders (default: the shipped text)")
+    parser.add_argument("--length", **many, type=int, metavar="N", help="chunk lengths (default: 1024 2048 4096 8192)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens to learn from (default: 600000)")
+    parser.add_argument("--set", **many, default=[], metavar="KEY=VALUE", help="settings of the method, such as rank=8")
+    add_seed_option(parser, "seed of everything that is drawn")
+    parser.add_argument("--resume", action="store_true", help="go on from an interrupted run with the same arguments")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the predictor to")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    from ..errors import ConfigError
+    from ..tokens import method
+    from ..tokens.pretrained import typed_settings
+    from ..training import TrainingConfig, train_predictor
+    from .options import load_model
+    from .progress import bar
+
+    cls = method(args.method)
+    settings = typed_settings(cls, args.set)
+    if args.tokens is not None and args.tokens < 1:
+        raise ConfigError(f"--tokens must be at least 1, got {args.tokens}")
+    given = {"tokens": args.tokens, "lengths": tuple(args.length) if args.length else None, "seed": args.seed}
+    config = TrainingConfig(**{key: value for key, value in given.items() if value is not None})
+    loaded = load_model(args)
+    if not args.length:
+        fitting = tuple(length for length in config.lengths if length <= loaded.anatomy.context_length)
+        config = replace(config, lengths=fitting or (loaded.anatomy.context_length,))
+    with bar(f"training {args.method}") as update:
+
+        def progress(done: int, total: int, loss: float, recall: float) -> None:
+            update(done, total, f"loss {loss:.4f}  recall@1/8 {recall:.3f}")
+
+        selector = train_predictor(
+            loaded, args.method, args.out, args.text, config, settings, resume=args.resume, progress=progress
+        )
+    share = selector.parameter_count() / selector.artifact.model_parameters
+    print(f"{args.out}: {args.method} for {loaded.name}, {selector.parameter_count():,} parameters ({share:.2%})")
+    for row in selector.artifact.recall:
+        figures = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if key != "length")
+        print(f"  held-out text, length {row['length']}: {figures}")
+    return 0
