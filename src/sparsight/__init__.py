@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .models import load
     from .runtime import Budget, Plan, apply, generate
-    from .tokens.pretrained import from_pretrained, save_pretrained
+    from .tokens.pretrained import from_pretrained, resolve, save_pretrained
     from .training import train_predictor
 
     __version__: str
@@ -35,6 +35,7 @@ _HOME = {
     "from_pretrained": ".tokens.pretrained",
     "generate": ".runtime",
     "load": ".models",
+    "resolve": ".tokens.pretrained",
     "save_pretrained": ".tokens.pretrained",
     "train_predictor": ".training",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "from_pretrained",
     "generate",
     "load",
+    "resolve",
     "save_pretrained",
     "train_predictor",
 ]

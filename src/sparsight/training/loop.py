@@ -36,7 +36,7 @@ class TrainingConfig:
     tokens : int
         Tokens of text to learn from.
     calibration_tokens : int
-        Tokens for the second moments that start every method.
+        Tokens for the second moments that start every method, at most `tokens`.
     rows : int
         Query rows sampled from each chunk, at most; long chunks give fewer, so that rows x length stays below `row_tokens`.
     row_tokens : int
@@ -65,6 +65,11 @@ class TrainingConfig:
     window: int = 32
     seed: int = 0
     checkpoint_seconds: float = 45.0
+
+    @property
+    def calibrated(self) -> int:
+        """Tokens that calibration really sees."""
+        return min(self.calibration_tokens, self.tokens)
 
 
 @dataclass
@@ -127,7 +132,7 @@ def train(
         loaded,
         [
             stream[s.start : s.start + s.length]
-            for s in calibration_steps(len(stream), lengths, config.calibration_tokens, config.seed)
+            for s in calibration_steps(len(stream), lengths, config.calibrated, config.seed)
         ],
         config.sinks,
         config.window,
@@ -225,7 +230,7 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 def _fit_int8(loaded, selector, stream, config) -> None:
     """Static scales: the 99.99th percentile of the absolute importance keys of the calibration text, a channel each."""
     collected: dict[int, list[Tensor]] = {layer: [] for layer in selector.layers}
-    for step in calibration_steps(len(stream), config.lengths, config.calibration_tokens, config.seed + 1):
+    for step in calibration_steps(len(stream), config.lengths, config.calibrated, config.seed + 1):
         lesson = teach(
             loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ()
         )

