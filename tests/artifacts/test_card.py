@@ -15,7 +15,8 @@ def artifact() -> Artifact:
         model_fingerprint="ab" * 32,
         model_name="owner/tiny: a | b",
         training={
-            "config": {"lengths": [64, 128], "learning_rate": 0.001},
+            "lengths": [64, 128],
+            "learning_rate": 0.001,
             "tokens": 1500,
             "history": [{"step": 1, "loss": 1.5}, {"step": 3, "loss": 1.25}, {"step": 6, "loss": 0.75}],
         },

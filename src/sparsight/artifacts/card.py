@@ -92,9 +92,7 @@ def _data(data: dict[str, Any]) -> str:
 
 
 def _training(training: dict[str, Any]) -> str:
-    flat = {key: value for key, value in training.items() if key not in ("config", "history")}
-    flat |= training.get("config") or {}
-    facts = [(_text(key), _inline(value)) for key, value in flat.items()]
+    facts = [(_text(key), _inline(value)) for key, value in training.items() if key != "history"]
     parts = [_table(("", ""), facts)] if facts else ["Not recorded."]
     if history := training.get("history"):
         parts.append("First and last measurement:\n\n" + _rows(history[:: max(len(history) - 1, 1)]))

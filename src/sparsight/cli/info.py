@@ -124,10 +124,8 @@ def tables(artifact: Artifact) -> list[tuple[str, Table]]:
         "SHA-256 of the weights": a.sha256,
         "made with": a.versions,
     }
-    config = a.training.get("config")
-    training = {key: value for key, value in a.training.items() if key not in ("config", "history")}
-    training |= config if isinstance(config, dict) else {}
-    data = {key: _some(value) if key == "documents" else value for key, value in a.data.items()}
+    training = {key: value for key, value in a.training.items() if key != "history"}
+    data = {key: _some(value) if isinstance(value, list) else value for key, value in a.data.items()}
     parts = {
         f"Predictor of {a.method} for {a.model_name}": identity,
         "Settings": a.settings,

@@ -245,7 +245,6 @@ def positive(config: Any, *names: str) -> None:
             raise ConfigError(f"setting {name!r} must be at least 1, got {getattr(config, name)}")
 
 
-def stacked_parameter(*shape: int, scale: float = 0.0, generator: torch.Generator | None = None) -> nn.Parameter:
-    """A float32 parameter, zero or normal with standard deviation `scale`."""
-    data = torch.zeros(shape) if scale == 0 else torch.randn(shape, generator=generator) * scale
-    return nn.Parameter(data)
+def stacked_parameter(*shape: int) -> nn.Parameter:
+    """A float32 parameter of zeros, to be filled by `initialise` or from an artifact."""
+    return nn.Parameter(torch.zeros(shape))

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import Geometry, Rows, positive, register
-from .projected import ProducerMLP, ProjectedSelector, split_heads
-
-LOSSES = ("full", "selectable", "group")
+from .base import Geometry, Rows, register
+from .projected import ProducerMLP, ProjectedSelector, check_distilled, split_heads
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,9 @@ class ButlerConfig:
     reduction: str = "max"
 
     def __post_init__(self) -> None:
-        positive(self, "stride", "width")
+        check_distilled(self)
         if self.init not in ("svd", "xavier"):
             raise ConfigError(f"setting 'init' must be 'svd' or 'xavier', got {self.init!r}")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"setting 'loss' must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
 
 @register("butler")

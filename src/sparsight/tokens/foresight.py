@@ -21,9 +21,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.importance import grouped_scores
-from .base import Geometry, Rows, positive, register, stacked_parameter
-from .butler import LOSSES
-from .projected import ProducerMLP, ProjectedSelector, split_heads
+from .base import Geometry, Rows, register, stacked_parameter
+from .projected import ProducerMLP, ProjectedSelector, check_distilled, split_heads
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,9 @@ class ForesightConfig:
     reduction: str = "softmax-sum"
 
     def __post_init__(self) -> None:
-        positive(self, "stride", "width")
+        check_distilled(self)
         if self.lowrank_layers < 0:
             raise ConfigError(f"setting 'lowrank_layers' must be at least 0, got {self.lowrank_layers}")
-        if self.loss not in LOSSES:
-            raise ConfigError(f"setting 'loss' must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
 
 @register("foresight")

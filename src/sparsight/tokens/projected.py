@@ -9,9 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import GrowingTensor, dequantize_channels, group_importance, quantize_channels
+from ..ops import GrowingTensor, dequantize_channels, group_importance, int8_scales, quantize_channels
 from ..ops.importance import REDUCTIONS, grouped_scores
 from .base import Geometry, Index, Rows, Selector, positive, stacked_parameter
+
+LOSSES = ("full", "selectable", "group")
+"""What a predictor is distilled on; see `training.loss`."""
+
+
+def check_distilled(config: Any) -> None:
+    """Raise `ConfigError` unless the settings that distilled methods share are in range."""
+    positive(config, "stride", "width")
+    if config.loss not in LOSSES:
+        raise ConfigError(f"setting 'loss' must be one of {', '.join(LOSSES)}, got {config.loss!r}")
 
 
 class ProjectedIndex(Index):
@@ -113,8 +123,6 @@ class ProjectedSelector(Selector):
 
     def set_key_scales(self, largest: dict[int, Tensor]) -> None:
         """Static int8 scales from the largest absolute importance key a layer, `(kv_heads, rank)` each."""
-        from ..ops import int8_scales
-
         for layer, i in self.slot.items():
             self.key_scales[i] = int8_scales(largest[layer])
 
