@@ -71,10 +71,15 @@ def train_predictor(
     out, partial = Path(out), Path(f"{out}.partial")
     check_target(out)
     documents = read_documents(list(text)) if text else shipped_documents()
+    check_lengths(loaded, config)
+    if (characters := sum(len(d.text) for d in documents)) < max(config.lengths):
+        raise TextError(
+            f"the training text has {characters} characters, too few for one chunk of {max(config.lengths)} tokens; "
+            "give more --text or a lower --length"
+        )
     learn, held = split_held_out(documents, HELD_OUT, seed=0)
     stream = torch.from_numpy(token_stream(learn, loaded.tokenizer)[0])
     held_stream = torch.from_numpy(token_stream(held, loaded.tokenizer)[0])
-    check_lengths(loaded, config, len(stream))
     run = train(
         loaded,
         name,
@@ -112,18 +117,15 @@ def train_predictor(
     return run.selector
 
 
-def check_lengths(loaded: LoadedModel, config: TrainingConfig, tokens: int) -> None:
-    """Raise `TextError` unless every length fits the model's context, leaves something to choose, and the text is long enough."""
+def check_lengths(loaded: LoadedModel, config: TrainingConfig) -> None:
+    """Raise `TextError` unless every length fits the model's context and leaves something to choose."""
     context, least = loaded.anatomy.context_length, 2 * (config.sinks + config.window)
     for length in config.lengths:
         if not least <= length <= context:
             raise TextError(
-                f"training length {length} is outside {least}..{context} (twice sinks and window .. context of {loaded.name}); change --length"
+                f"training length {length} is outside {least}..{context} (twice sinks and window .. context of "
+                f"{loaded.name}); change --length"
             )
-    if tokens < max(config.lengths):
-        raise TextError(
-            f"the training text has {tokens} tokens, fewer than one chunk of {max(config.lengths)}; give more --text or a lower --length"
-        )
 
 
 def recall_table(
