@@ -116,11 +116,28 @@ def test_text_that_was_trained_on_is_refused_unless_told(stories, documents, mon
 
 def test_the_gate_fails_loudly():
     row = {"budget": "1/8", "mass_outside": 0.5}
-    good = [{**row, "method": "oracle", "mass_outside": 0.9}, {**row, "method": "random", "mass_outside": 0.1}]
-    check_gate([*good, {**row, "method": "m"}])
+    gate = {"1/8": [0.1, 0.9]}
+    check_gate({"gate": gate, "rows": [{**row, "method": "m"}]})
     for wrong in (0.95, 0.05):
         with pytest.raises(GateError, match="'m' keeps"):
-            check_gate([*good, {**row, "method": "m", "mass_outside": wrong}])
+            check_gate({"gate": gate, "rows": [{**row, "method": "m", "mass_outside": wrong}]})
+
+
+def test_the_gate_holds_without_oracle_and_random_and_for_finished_files(stories, documents, tmp_path):
+    out = tmp_path / "r.json"
+    result = run(stories, documents, specs=["streaming"], result=out)
+    assert {r["method"] for r in result["rows"]} == {"dense", "streaming"}
+    assert all(0 < floor < ceiling < 1 for floor, ceiling in result["gate"].values()) and len(result["gate"]) == 2
+    spoiled = json.loads(out.read_text())
+    spoiled["rows"][1]["mass_outside"] = 0.999
+    out.write_text(json.dumps(spoiled))
+    with pytest.raises(GateError, match="'streaming' keeps 0.9990"):
+        run(stories, documents, specs=["streaming"], result=out)
+
+
+def test_random_with_two_seeds_is_two_methods(stories, documents):
+    rows = run(stories, documents, specs=["random:seed=1", "random:seed=2"], budgets=["1/4"])["rows"]
+    assert len({r["nll"] for r in rows}) == 3
 
 
 def test_nan_weights_are_an_error(stories, documents):

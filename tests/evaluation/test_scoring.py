@@ -5,10 +5,12 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sparsight.evaluation import Chunk, Scorer
+from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime import Budget, Plan, apply
-from sparsight.tokens import methods
+from sparsight.tokens import Geometry, create, methods
 
 SCORED = 24
 
@@ -62,3 +64,24 @@ def test_a_score_depends_on_nothing_later(tiny, ready_selector, chunk):
 
 def test_fraction_budgets_are_exact():
     assert Budget(Fraction(1, 8)).at(1024) == 128
+
+
+def test_layers_with_a_sliding_window_keep_it():
+    config = Qwen2Config(
+        num_hidden_layers=4, hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2,
+        vocab_size=128, max_position_embeddings=512, initializer_range=0.2, use_sliding_window=True, sliding_window=16,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    loaded = LoadedModel(model, None, "windowed", "0" * 64, Anatomy.of(model))
+    assert loaded.anatomy.full_attention == (0, 2)
+    chunk = Chunk(torch.randint(0, 128, (97,), generator=torch.Generator().manual_seed(2)), SCORED)
+    scorer = Scorer(loaded, chunk, sinks=2, window=4)
+    with torch.no_grad():
+        plain = F.cross_entropy(model(chunk.ids[None, :-1]).logits[0, -SCORED:], chunk.ids[-SCORED:], reduction="none")
+    assert torch.allclose(scorer.nll(), plain, atol=1e-5)
+    selector = create("oracle", Geometry.of(loaded.anatomy))
+    masked = scorer.nll(selector, 10)
+    assert torch.allclose(masked, decoded_nll(loaded, Plan(selector, Budget(10), sinks=2, window=4), chunk), atol=2e-4)
+    assert (masked - plain).abs().amax() > 1e-3 and torch.allclose(scorer.nll(), plain, atol=1e-5)

@@ -1,15 +1,16 @@
 """The Hugging Face graph under a plan: the design page's invariants on a tiny random model."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparsight.errors import ArtifactError, ModelError
+from sparsight.errors import ArtifactError, ConfigError, ModelError
 from sparsight.models import Anatomy
 from sparsight.runtime import Budget, Plan, SelectingCache, apply
 from sparsight.runtime.attention import _handler
-from sparsight.tokens import methods
+from sparsight.tokens import Geometry, create, methods
 
 METHODS = [name for name in methods()]
 SELECTING = [name for name, cls in methods().items() if cls.selects]
@@ -161,3 +162,28 @@ def test_nan_importance_is_an_error_not_a_choice(tiny, ready_selector, ids):
         pytest.raises(ModelError, match="layer 2 are NaN"),
     ):
         step_by_step(tiny.model, ids, 40)
+
+
+def test_padding_on_the_right_is_refused(tiny, ready_selector, ids):
+    plan = Plan(ready_selector("lowrank", tiny), Budget(10), sinks=2, window=4)
+    mask = torch.ones(2, 61, dtype=torch.long)
+    mask[1, 40:60] = 0
+    two = ids[:, :60].repeat(2, 1)
+    with torch.no_grad(), apply(tiny, plan):
+        out = tiny.model(two, attention_mask=mask[:, :60], use_cache=True)
+        with pytest.raises(ModelError, match="on the left only"):
+            tiny.model(two[:, :1], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
+
+
+def test_a_predictor_of_another_model_of_the_same_shape_is_refused(tiny, ready_selector):
+    selector = ready_selector("lowrank", tiny)
+    selector.artifact = SimpleNamespace(model_fingerprint="1" * 64, model_name="another")
+    with pytest.raises(ArtifactError, match="is for the model 'another'"), apply(tiny, Plan(selector, Budget(40))):
+        pass
+
+
+def test_a_model_that_attends_over_the_whole_context_in_no_layer_has_nothing_to_choose():
+    geometry = Geometry(layers=2, query_heads=2, kv_heads=1, head_dim=8, hidden_size=16, full_attention=())
+    with pytest.raises(ConfigError, match="nothing to choose"):
+        create("streaming", geometry)
+    assert create("dense", geometry).layers == ()

@@ -38,6 +38,14 @@ def test_the_stream_is_the_text(stories):
     assert "".join(pieces).strip() == result.text.strip() and len(pieces) > 3
 
 
+def test_a_model_configured_without_cache_still_generates_under_a_plan(stories, ready_selector, monkeypatch):
+    plan = Plan(ready_selector("quest", stories), Budget.parse(48))
+    usual = generate(stories, PROMPT, plan, max_new_tokens=8)
+    monkeypatch.setattr(stories.model.generation_config, "use_cache", False)
+    monkeypatch.setattr(stories.model.config, "use_cache", False)
+    assert generate(stories, PROMPT, plan, max_new_tokens=8).token_ids == usual.token_ids
+
+
 def test_generation_ends_at_the_end_token(stories, monkeypatch):
     usual = generate(stories, PROMPT, max_new_tokens=12).token_ids
     monkeypatch.setattr(stories.model.generation_config, "eos_token_id", usual[5])

@@ -56,6 +56,14 @@ def run(loaded, stream):
     return train(loaded, "foresight", stream, CONFIG, SETTINGS)
 
 
+def loss_in(note: str) -> list[float]:
+    return [float(note.split("loss ")[1].split(",")[0])] if note.startswith("training") else []
+
+
+def no_training(done: int, total: int, note: str) -> None:
+    assert not note.startswith("training")
+
+
 def test_loss_falls_and_recall_rises(loaded, stream):
     """Against the start: a rate of zero sees the same chunks and rows with the weights it began with."""
     last = []
@@ -63,7 +71,7 @@ def test_loss_falls_and_recall_rises(loaded, stream):
         config = dataclasses.replace(CONFIG, tokens=6000, learning_rate=rate, projection_rate=rate / 3)
         losses = []
         trained = train(loaded, "foresight", stream, config, SETTINGS | {"rank": 16, "width": 32},
-                        progress=lambda step, steps, loss, recall, losses=losses: losses.append(loss))  # fmt: skip
+                        progress=lambda step, steps, note, losses=losses: losses.extend(loss_in(note)))  # fmt: skip
         last.append((sum(losses[-8:]), sum(row["recall"] for row in trained.history[-4:])))
     (loss_before, recall_before), (loss_after, recall_after) = last
     assert loss_after < 0.75 * loss_before
@@ -84,9 +92,11 @@ def test_same_seed_gives_the_same_weights_and_another_others(loaded, stream, run
 
 @pytest.mark.parametrize("killed_at", [2, 7, 18])
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(loaded, stream, run, tmp_path, killed_at):
-    seen = []
+    seen, phases = [], set()
 
-    def kill(step, steps, loss, recall):
+    def kill(step, steps, note):
+        if not note.startswith("training"):
+            return
         seen.append(step)
         if step == killed_at:
             raise KeyboardInterrupt
@@ -94,8 +104,10 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(loaded, stream, run, tm
     with pytest.raises(KeyboardInterrupt):
         train(loaded, "foresight", stream, CONFIG, SETTINGS, work=tmp_path, progress=kill)
     resumed = train(loaded, "foresight", stream, CONFIG, SETTINGS, work=tmp_path, resume=True,
-                    progress=lambda step, *rest: seen.append(step))  # fmt: skip
+                    progress=lambda step, _, note: seen.append(step) if note.startswith("training") else phases.add(note))  # fmt: skip
     assert seen == [*range(1, killed_at + 1), *range(killed_at, 19)]
+    # Killed before the first checkpoint, it starts from calibration again; otherwise not.
+    assert phases == ({"int8 scales"} if killed_at > 1 else {"calibration", "int8 scales"})
     assert same(weights(resumed), weights(run))
     assert resumed.history == run.history
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
@@ -103,14 +115,14 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(loaded, stream, run, tm
 
 def test_finished_run_resumes_without_a_step(loaded, stream, run, tmp_path):
     train(loaded, "foresight", stream, CONFIG, SETTINGS, work=tmp_path)
-    again = train(loaded, "foresight", stream, CONFIG, SETTINGS, work=tmp_path, resume=True, progress=pytest.fail)
+    again = train(loaded, "foresight", stream, CONFIG, SETTINGS, work=tmp_path, resume=True, progress=no_training)
     assert same(weights(again), weights(run))
 
 
 @pytest.fixture
 def checkpointed(loaded, stream, tmp_path):
-    def kill(step, *rest):
-        if step == 3:
+    def kill(step, steps, note):
+        if step == 3 and note.startswith("training"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -199,7 +211,7 @@ def test_language_model_is_not_touched(tiny_llama, stream, method):
 
 
 def test_lowrank_has_nothing_to_distil(loaded, stream):
-    trained = train(loaded, "lowrank", stream, CONFIG, {"rank": 4}, progress=pytest.fail)
+    trained = train(loaded, "lowrank", stream, CONFIG, {"rank": 4}, progress=no_training)
     assert trained.history == []
 
 

@@ -117,7 +117,9 @@ def test_recall_of_a_student_that_knows_is_the_largest_mass():
         for weight in (selector.key_projection, selector.query_projection):
             weight.copy_(torch.eye(16).expand_as(weight))
     rows = model.rows(selector, 2, torch.tensor([47]))
-    kept, available = mass_recall(selector, rows, 1 / 4, SINKS, WINDOW)
+    scores = selector.training_scores(rows)
+    importance = group_importance(scores, rows.visible, 2, selector.config.reduction)
+    kept, available = mass_recall(importance, rows, 1 / 4, SINKS, WINDOW)
     mass = teacher_mass(rows, 2)[..., 2:44]
     assert available == pytest.approx(float(mass.sum()), rel=1e-5)
     assert kept == pytest.approx(float(mass.topk(6).values.sum()), rel=1e-5)

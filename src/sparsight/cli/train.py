@@ -31,10 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
+    from ..artifacts import check_target
     from ..errors import ConfigError
     from ..tokens import method
     from ..tokens.pretrained import typed_settings
-    from ..training import TrainingConfig, train_predictor
+    from ..training import TrainingConfig, read_documents, train_predictor
     from .options import load_model
     from .progress import bar
 
@@ -44,17 +45,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--tokens must be at least 1, got {args.tokens}")
     given = {"tokens": args.tokens, "lengths": tuple(args.length) if args.length else None, "seed": args.seed}
     config = TrainingConfig(**{key: value for key, value in given.items() if value is not None})
+    check_target(args.out)
+    if args.text:  # what is wrong with it is said before the model is loaded
+        read_documents(args.text)
     loaded = load_model(args)
     if not args.length:
         fitting = tuple(length for length in config.lengths if length <= loaded.anatomy.context_length)
         config = replace(config, lengths=fitting or (loaded.anatomy.context_length,))
     with bar(f"training {args.method}") as update:
-
-        def progress(done: int, total: int, loss: float, recall: float) -> None:
-            update(done, total, f"loss {loss:.4f}  recall@1/8 {recall:.3f}")
-
         selector = train_predictor(
-            loaded, args.method, args.out, args.text, config, settings, resume=args.resume, progress=progress
+            loaded, args.method, args.out, args.text, config, settings, resume=args.resume, progress=update
         )
     share = selector.parameter_count() / selector.artifact.model_parameters
     print(f"{args.out}: {args.method} for {loaded.name}, {selector.parameter_count():,} parameters ({share:.2%})")

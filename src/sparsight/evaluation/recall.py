@@ -82,7 +82,7 @@ class RecallProbe:
 
     def _rank(self, name, importance, truth, selectable) -> None:
         """Hit rate at 50 % and Spearman's correlation over the selectable tokens of each row."""
-        for r in range(min(15, importance.shape[2] - 1), importance.shape[2], 16):
+        for r in range(min(15, max(importance.shape[2] - 1, 0)), importance.shape[2], 16):
             columns = selectable[0, 0, r].nonzero().flatten()
             if len(columns) < 2:
                 continue

@@ -50,6 +50,8 @@ class MaskedPass(Handler):
         self.selecting = set(selector.layers)
 
     def attend(self, layer, queries, keys, values, mask, dense):
+        if layer not in self.anatomy.full_attention:
+            return dense()
         rows, tokens = queries.shape[2], keys.shape[2]
         positions = torch.arange(tokens - rows, tokens, device=keys.device)
         first = torch.zeros(1, dtype=torch.long, device=keys.device)
@@ -110,6 +112,9 @@ class Scorer:
         self._targets = ids[chunk.length - chunk.scored + 1 :]
         self._dense = Dense(Dense.Config(), Geometry.of(loaded.anatomy))
         self._cache = SelectingCache(self._dense, loaded.model.config)
+        for layer in self._cache.layers:
+            if layer.is_sliding:  # each pass is taken back, and what slid out of the window with it
+                layer.activate_past_recording()
         with torch.no_grad():
             if len(self._prefix):
                 loaded.anatomy.base()(self._prefix[None], past_key_values=self._cache, use_cache=True)

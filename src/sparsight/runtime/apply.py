@@ -52,6 +52,8 @@ class DecodeRun(Handler):
         return kwargs
 
     def attend(self, layer, queries, keys, values, mask, dense):
+        if layer not in self.anatomy.full_attention:
+            return dense()
         rows, tokens = queries.shape[2], keys.shape[2]
         selector = self.plan.selector
         decoding = rows == 1 and tokens > 1 and self.cache is not None
@@ -116,6 +118,13 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
         network, anatomy = model.model, model.anatomy
     else:
         network, anatomy = model, Anatomy.of(model)
+    artifact = getattr(plan.selector, "artifact", None)
+    if isinstance(model, LoadedModel) and artifact is not None and artifact.model_fingerprint != model.fingerprint:
+        raise ArtifactError(
+            f"the predictor {plan.selector.name!r} is for the model {artifact.model_name!r} (fingerprint "
+            f"{artifact.model_fingerprint[:12]}), but came with {model.name!r} (fingerprint {model.fingerprint[:12]}); "
+            "use a predictor of this model"
+        )
     if Geometry.of(anatomy) != plan.selector.geometry:
         raise ArtifactError(
             f"the selector {plan.selector.name!r} was made for {plan.selector.geometry}, but the model is {Geometry.of(anatomy)}; "

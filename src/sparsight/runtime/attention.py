@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..errors import ModelError
 from ..models import Anatomy
 from ..ops import attention_weights, visible_tokens
 from ..tokens import Index, Rows
@@ -146,9 +147,18 @@ def _on_forward(base, cache_hook):
 
 
 def first_real_tokens(mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """`(batch,)` index of the first real token, from a boolean mask `(batch, 1, rows, tokens)` or None (no padding)."""
+    """`(batch,)` index of the first real token, from a boolean mask `(batch, 1, rows, tokens)` or None (no padding).
+
+    Raises
+    ------
+    ModelError
+        If tokens after the first real one are masked: padding on the right, or holes.
+    """
     if mask is None:
         return torch.zeros(batch, dtype=torch.long, device=device)
     last_row = mask[:, 0, -1]
-    last_row = last_row if last_row.dtype == torch.bool else last_row >= 0
-    return last_row.int().argmax(dim=-1).expand(batch)
+    last_row = (last_row if last_row.dtype == torch.bool else last_row >= 0).expand(batch, -1)
+    first = last_row.int().argmax(dim=-1)
+    if not torch.equal(last_row.sum(dim=-1), last_row.shape[-1] - first):
+        raise ModelError("the attention mask hides tokens after the first real one; pad sequences on the left only")
+    return first

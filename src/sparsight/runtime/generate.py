@@ -95,8 +95,8 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
-    if not temperature >= 0 or temperature == float("inf"):
-        raise ConfigError(f"temperature must be a number of at least 0, got {temperature}")
+    if temperature != 0 and not 1e-3 <= temperature <= 1e3:
+        raise ConfigError(f"temperature must be 0 (greedy) or a number from 0.001 to 1000, got {temperature}")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top-p must be in (0, 1], got {top_p}")
     ids = encode_prompt(loaded, prompt, chat)
@@ -129,6 +129,8 @@ def generate(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             streamer=streamer,
+            use_cache=True,
+            num_beams=1,
             logits_processor=LogitsProcessorList([_FiniteLogits(loaded.name)]),
             pad_token_id=loaded.tokenizer.pad_token_id if loaded.tokenizer.pad_token_id is not None else 0,
             **settings,

@@ -36,7 +36,7 @@ class Budget:
         if isinstance(text, Budget):
             return text
         try:
-            if isinstance(text, bool):
+            if isinstance(text, bool) or len(str(text)) > 40 or (isinstance(text, str) and "e" in text.lower()):
                 raise ValueError
             if isinstance(text, int) or (isinstance(text, str) and text.strip().isdigit()):
                 count = int(text)

@@ -235,7 +235,10 @@ def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
     **settings
         Fields of the method's config.
     """
-    return method(name)(make_config(name, settings), geometry)
+    selector = method(name)(make_config(name, settings), geometry)
+    if selector.selects and not selector.layers:
+        raise ConfigError(f"{name!r} has nothing to choose: no layer of this model but the first attends over the whole context")
+    return selector
 
 
 def positive(config: Any, *names: str) -> None:

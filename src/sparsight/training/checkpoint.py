@@ -29,6 +29,11 @@ def save_checkpoint(
     write_atomically(folder / FILE, save(tensors, metadata={"progress": text, "sha256": digest}))
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return (folder / FILE).exists()
+
+
 def load_checkpoint(
     folder: Path, selector: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> dict[str, Any] | None:

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import LoadedModel
+from ..ops import group_importance
 from ..tokens import Geometry, Selector, create
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from .loss import distillation_loss, mass_recall
 from .schedule import calibration_steps, schedule
 from .statistics import gather_statistics
 from .teacher import sample_positions, teach
 
-Progress = Callable[[int, int, float, float], None]
-"""progress(steps done, steps in all, loss in nats, recall at 1/8)"""
+Progress = Callable[[int, int, str], None]
+"""progress(done, in all, note), for each phase: calibration, training (the note has loss and recall), int8 scales"""
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,17 @@ def train(
     """
     started = time.monotonic()
     selector = create(method, Geometry.of(loaded.anatomy), **(settings or {}))
-    lengths = config.lengths
-    statistics = gather_statistics(
-        loaded,
-        [
-            stream[s.start : s.start + s.length]
-            for s in calibration_steps(len(stream), lengths, config.calibrated, config.seed)
-        ],
-        config.sinks,
-        config.window,
-        config.seed,
-    )
-    selector.initialise(statistics)
+    distilled = getattr(selector.config, "loss", None) is not None
+    if not (distilled and resume and work is not None and has_checkpoint(work)):
+        steps = calibration_steps(len(stream), config.lengths, config.calibrated, config.seed)
+        chunks = [stream[s.start : s.start + s.length] for s in steps]
+        statistics = gather_statistics(loaded, chunks, config.sinks, config.window, config.seed, progress=progress)
+        selector.initialise(statistics)
     selector.to(loaded.model.device)
     run = TrainingRun(selector)
-    if getattr(selector.config, "loss", None) is not None:
+    if distilled:
         _distil(loaded, selector, stream, config, run, work, resume, text_hash, progress)
-    _fit_int8(loaded, selector, stream, config)
+    _fit_int8(loaded, selector, stream, config, progress)
     selector.requires_grad_(False)
     run.seconds += time.monotonic() - started
     return run
@@ -157,6 +152,7 @@ def _distil(loaded, selector, stream, config, run, work, resume, text_hash, prog
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     identity = {
         "model": loaded.fingerprint,
+        "dtype": str(loaded.model.dtype),
         "text": text_hash,
         "method": selector.name,
         "settings": asdict(selector.config),
@@ -186,7 +182,8 @@ def _distil(loaded, selector, stream, config, run, work, resume, text_hash, prog
         if recall is not None:
             run.history.append({"step": number + 1, "loss": loss, "recall": recall})
         if progress is not None:
-            progress(number + 1, len(steps), loss, run.history[-1]["recall"])
+            recall = run.history[-1]["recall"]
+            progress(number + 1, len(steps), f"training: loss {loss:.4f}, recall at 1/8 {recall:.3f}")
         if work is not None and (time.monotonic() - saved > config.checkpoint_seconds or number + 1 == len(steps)):
             state = {
                 "step": number + 1,
@@ -215,7 +212,10 @@ def _step(loaded, selector, optimizer, ids, config, number, measure) -> tuple[fl
         loss.backward()
         total += loss.item()
         if measure:
-            got, there = mass_recall(selector, rows, 1 / 8, config.sinks, config.window)
+            with torch.no_grad():
+                scores = selector.training_scores(rows)
+                importance = group_importance(scores, rows.visible, rows.keys.shape[1], selector.config.reduction)
+            got, there = mass_recall(importance, rows, 1 / 8, config.sinks, config.window)
             kept, available = kept + got, available + there
     torch.nn.utils.clip_grad_norm_(selector.parameters(), config.clip)
     optimizer.step()
@@ -227,10 +227,13 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     return rising * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _fit_int8(loaded, selector, stream, config) -> None:
+def _fit_int8(loaded, selector, stream, config, progress) -> None:
     """Static scales: the 99.99th percentile of the absolute importance keys of the calibration text, a channel each."""
     collected: dict[int, list[Tensor]] = {layer: [] for layer in selector.layers}
-    for step in calibration_steps(len(stream), config.lengths, config.calibrated, config.seed + 1):
+    steps = calibration_steps(len(stream), config.lengths, config.calibrated, config.seed + 1)
+    for number, step in enumerate(steps):
+        if progress is not None:
+            progress(number, len(steps), "int8 scales")
         lesson = teach(
             loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ()
         )

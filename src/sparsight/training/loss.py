@@ -73,8 +73,15 @@ def _kl(teacher: Tensor, scores: Tensor, allowed: Tensor) -> Tensor:
     return _WeightedKL.apply(scores, teacher, allowed)
 
 
-def mass_recall(selector: Selector, rows: Rows, share: float, sinks: int, window: int) -> tuple[float, float]:
-    """Attention mass kept and available outside sinks and window when `share` of the selectable tokens is chosen.
+def mass_recall(importance: Tensor, rows: Rows, share: float, sinks: int, window: int) -> tuple[float, float]:
+    """Attention mass kept and available outside sinks and window when the budget is `share` of the length.
+
+    Parameters
+    ----------
+    importance : (batch, kv_heads, rows, tokens)
+    rows : Rows
+    share : float
+    sinks, window : int
 
     Returns
     -------
@@ -82,12 +89,8 @@ def mass_recall(selector: Selector, rows: Rows, share: float, sinks: int, window
         Summed over rows and heads, so that sums of several layers divide to a pooled recall.
     """
     with torch.no_grad():
-        scores = selector.training_scores(rows)
-        importance = group_importance(scores, rows.visible, rows.keys.shape[1], selector.config.reduction)
         selectable = selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], sinks, window)
         mass = teacher_mass(rows, rows.keys.shape[1]) * selectable
         count = max(int(share * rows.keys.shape[2]) - sinks - window, 1)
-        chosen = (
-            importance.masked_fill(~selectable, float("-inf")).topk(min(count, importance.shape[-1]), dim=-1).indices
-        )
+        chosen = importance.masked_fill(~selectable, float("-inf")).topk(min(count, importance.shape[-1]), dim=-1).indices
         return float(mass.gather(-1, chosen).sum()), float(mass.sum())

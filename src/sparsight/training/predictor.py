@@ -68,7 +68,8 @@ def train_predictor(
     config = config or TrainingConfig()
     if not method(name).learned:
         raise TextError(f"method {name!r} has nothing to train; use it as it is with --select {name}")
-    out, partial = Path(out), Path(f"{out}.partial")
+    out = Path(out).expanduser()
+    partial = out.with_name(f"{out.name}.partial")
     check_target(out)
     documents = read_documents(list(text)) if text else shipped_documents()
     check_lengths(loaded, config)
@@ -131,11 +132,15 @@ def check_lengths(loaded: LoadedModel, config: TrainingConfig) -> None:
 def recall_table(
     loaded: LoadedModel, selector: Selector, stream: Tensor, config: TrainingConfig, chunks: int = 4
 ) -> list[dict[str, Any]]:
-    """Attention-mass recall outside sinks and window on held-out text, a row a length; lengths that do not fit are left out."""
+    """Attention-mass recall outside sinks and window on held-out text, as served (importance keys in int8), a row a length.
+
+    Lengths that do not fit the text, and shares that do not hold sinks and window, are left out.
+    """
     rows = []
     for length in config.lengths:
         count = min(chunks, len(stream) // length)
-        sums = {share: [0.0, 0.0] for share in RECALL_SHARES}
+        shares = [share for share in RECALL_SHARES if share * length > config.sinks + config.window]
+        sums = {share: [0.0, 0.0] for share in shares}
         for i in range(count):
             generator = torch.Generator().manual_seed(config.seed + i)
             positions = sample_positions(length, 32, length // 2, generator)
@@ -144,11 +149,15 @@ def recall_table(
             )
             for layer in selector.layers:
                 view = lesson.rows(layer)
-                for share in RECALL_SHARES:
-                    got, there = mass_recall(selector, view, share, config.sinks, config.window)
+                if (index := selector.new_index(layer)) is not None:
+                    index.extend(view.keys)
+                    view.index = index
+                importance = selector.importance(view)
+                for share in shares:
+                    got, there = mass_recall(importance, view, share, config.sinks, config.window)
                     sums[share][0] += got
                     sums[share][1] += there
-        if count:
+        if count and shares:
             rows.append(
                 {
                     "length": length,

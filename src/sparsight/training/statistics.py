@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,8 @@ def _power(moments: Tensor, exponent: float) -> Tensor:
 
 
 def gather_statistics(
-    loaded: LoadedModel, chunks: list[Tensor], sinks: int, window: int, seed: int, rows: int = 256, row_tokens: int = 262_144
+    loaded: LoadedModel, chunks: list[Tensor], sinks: int, window: int, seed: int, rows: int = 256, row_tokens: int = 262_144,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Statistics:
     """Statistics of all full-attention layers over the chunks, `(length,)` ids each.
 
@@ -102,7 +105,9 @@ def gather_statistics(
     geometry = Geometry.of(loaded.anatomy)
     statistics = Statistics(geometry, sinks, window, seed)
     generator = torch.Generator().manual_seed(seed)
-    for ids in chunks:
+    for number, ids in enumerate(chunks):
+        if progress is not None:
+            progress(number, len(chunks), "calibration")
         count = max(min(rows, row_tokens // len(ids)), 1)
         positions = sample_positions(len(ids), count, min(2 * (sinks + window), len(ids) // 2), generator)
         lesson = teach(loaded, ids, positions, geometry.full_attention, ())
