@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from sparsight.artifacts import SHINGLES, Artifact, check_target, load_artifact, save_artifact, sha256_bytes
+from sparsight.artifacts.store import _settings_hash
 from sparsight.errors import ArtifactError
 
 KNOWN = np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64)
@@ -50,7 +51,10 @@ def folder(tmp_path) -> Path:
 
 def change_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    fields = json.loads(path.read_text()) | changes
+    if "settings_sha256" not in changes:
+        fields["settings_sha256"] = _settings_hash(fields)
+    path.write_text(json.dumps(fields))
 
 
 def put_weights(folder: Path, data: bytes) -> None:
@@ -190,6 +194,14 @@ def test_newer_format_asks_for_an_upgrade(folder):
 def test_unknown_key(folder):
     change_config(folder, invention=1)
     refused(folder, "'invention'", "upgrade sparsight")
+
+
+@pytest.mark.parametrize("change", [{"settings": {"rank": 2}}, {"method": "butler"}, {"model_fingerprint": "cd" * 32}])
+def test_altered_settings_are_refused_though_the_weights_are_whole(folder, change):
+    fields = json.loads((folder / "config.json").read_text())
+    assert load_artifact(folder)
+    change_config(folder, **change, settings_sha256=fields["settings_sha256"])
+    refused(folder, "was altered", "settings")
 
 
 @pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Artifact) if f.name != "folder"])

@@ -73,11 +73,10 @@ def test_altered_weights(refused, predictor):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"method": "nonsense"}, "'nonsense'"),
+        ({"method": "nonsense"}, "was altered"),
         ({"surprise": 1}, "'surprise'"),
         ({"format": 99}, "upgrade sparsight"),
-        ({"settings": {"rank": 5}}, "get it again"),
-        ({"settings": {"rnk": 4}}, "'rnk'"),
+        ({"settings": {"rank": 5}}, "was altered"),
         ({"kind": "something else"}, "does not describe a predictor"),
     ],
 )

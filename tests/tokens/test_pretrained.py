@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from tests.tokens.common import GEOMETRY, FakeModel, ready
 
 from sparsight.artifacts import sha256_bytes
+from sparsight.artifacts.store import _settings_hash
 from sparsight.errors import ArtifactError, ConfigError
 from sparsight.models import LoadedModel
 from sparsight.tokens import Geometry, methods, pretrained
@@ -35,7 +36,10 @@ def folder(tmp_path):
 
 def change_config(folder, **changes):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    fields = json.loads(path.read_text()) | changes
+    if "settings_sha256" not in changes:
+        fields["settings_sha256"] = _settings_hash(fields)
+    path.write_text(json.dumps(fields))
 
 
 def change_tensors(folder, change):

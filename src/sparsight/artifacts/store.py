@@ -59,6 +59,8 @@ class Artifact:
         Of the files.
     sha256 : str
         Of `model.safetensors`; set when saved.
+    settings_sha256 : str
+        Of method, settings, geometry and model fingerprint, without which the weights mean something else; set when saved.
     folder : Path or None
         Where it was read from; not stored.
     """
@@ -76,6 +78,7 @@ class Artifact:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
     sha256: str = ""
+    settings_sha256: str = ""
     folder: Path | None = field(default=None, compare=False, repr=False)
 
 
@@ -94,7 +97,9 @@ _TYPES: dict[str, type] = {
     "versions": dict,
     "format": int,
     "sha256": str,
+    "settings_sha256": str,
 }
+_SETTINGS = ("method", "settings", "geometry", "model_fingerprint")
 
 
 def save_artifact(
@@ -145,6 +150,7 @@ def save_artifact(
         format=FORMAT,
         sha256=sha256_bytes(weights),
     )
+    stored.settings_sha256 = _settings_hash(dataclasses.asdict(stored))
     fields = {"kind": KIND} | {name: getattr(stored, name) for name in _TYPES if name != "kind"}
     config = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # As it will be read again: tuples have become lists.
@@ -240,7 +246,7 @@ def _read_config(folder: Path) -> Artifact:
                 f"'{path}': expected {name!r} to be a {kind.__name__}, got {_short(fields[name])}; get the predictor "
                 "again"
             )
-    for name in ("model_fingerprint", "sha256"):
+    for name in ("model_fingerprint", "sha256", "settings_sha256"):
         if not _HASH.fullmatch(fields[name]):
             raise ArtifactError(f"'{path}': expected {name!r} to be 64 hexadecimal digits, got {_short(fields[name])}")
     if stored < 1 or not all(isinstance(row, dict) for row in fields["recall"]):
@@ -248,8 +254,16 @@ def _read_config(folder: Path) -> Artifact:
         raise ArtifactError(
             f"'{path}': the key {wrong!r} has a value out of range, {_short(fields[wrong])}; get the predictor again"
         )
+    if _settings_hash(fields) != fields["settings_sha256"]:
+        raise ArtifactError(
+            f"'{path}' was altered: {', '.join(_SETTINGS)} are not what was saved; get the predictor again"
+        )
     del fields["kind"]
     return Artifact(**fields, folder=folder)
+
+
+def _settings_hash(fields: dict[str, Any]) -> str:
+    return sha256_bytes(json.dumps([fields[name] for name in _SETTINGS], sort_keys=True).encode())
 
 
 def _short(value: Any) -> str:
