@@ -15,7 +15,6 @@ from torch import Tensor
 from ..models import Anatomy
 from ..ops import attention_weights, keep_mask, masked_attention, select_tokens, selectable_tokens
 from ..tokens import Geometry, Selector, create
-from .scoring import index_of
 
 
 class RecallProbe:
@@ -64,15 +63,18 @@ class RecallProbe:
         for name, selector in self.selectors.items():
             if layer not in selector.layers:
                 continue
-            rows.index = index_of(selector, layer, keys)
+            rows.index = selector.index_of(layer, keys)
             importance = selector.importance(rows)
             for budget in self.budgets:
                 indices = select_tokens(importance, rows.visible, selectable, budget)
                 chosen[name, budget] = keep_mask(indices, rows.visible)
             self._rank(name, importance, truth, selectable)
+        dense = self._some_outputs(rows, values, rows.visible.expand(-1, keys.shape[1], -1, -1))
         for (name, budget), keep in chosen.items():
             self._mass(name, budget, keep & selectable, chosen["oracle", budget] & selectable, truth, selectable)
-            self._output(name, budget, keep, rows, values)
+            relative = (self._some_outputs(rows, values, keep) - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
+            self.sums[f"{name}|{budget}|error"] += float(relative.sum())
+            self.sums[f"{name}|{budget}|outputs"] += relative.numel()
 
     def _mass(self, name, budget, keep, best, truth, selectable) -> None:
         self.sums[f"{name}|{budget}|mass"] += float((truth * keep).sum())
@@ -95,14 +97,11 @@ class RecallProbe:
             self.sums[f"{name}|spearman"] += float(spearman(guess, true).sum())
             self.sums[f"{name}|rankings"] += len(guess)
 
-    def _output(self, name, budget, keep, rows, values) -> None:
+    @staticmethod
+    def _some_outputs(rows, values, keep) -> Tensor:
+        """Attention output of every fourth row over what it keeps, float32."""
         pick = slice(3, None, 4)
-        queries, full = rows.queries[:, :, pick], rows.visible[:, :, pick].expand(-1, values.shape[1], -1, -1)
-        dense = masked_attention(queries, rows.keys, values, full, rows.scaling).float()
-        sparse = masked_attention(queries, rows.keys, values, keep[:, :, pick], rows.scaling).float()
-        relative = (sparse - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
-        self.sums[f"{name}|{budget}|error"] += float(relative.sum())
-        self.sums[f"{name}|{budget}|outputs"] += relative.numel()
+        return masked_attention(rows.queries[:, :, pick], rows.keys, values, keep[:, :, pick], rows.scaling).float()
 
 
 def set_of_top(values: np.ndarray, count: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..ops import dense_attention, keep_mask, masked_attention, select_tokens, selectable_tokens, visible_tokens
-from ..runtime import Handler, SelectingCache, attached
-from ..tokens import Dense, Geometry, Rows, Selector
+from ..ops import dense_attention, keep_mask, masked_attention, visible_tokens
+from ..runtime import Handler, SelectingCache, attached, choose
+from ..tokens import Dense, Geometry, Selector
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class MaskedPass(Handler):
         if self.observe is not None:
             self.observe(self, layer, queries, keys, values, positions, first)
         if layer in self.selecting and self.budget < tokens:
-            view = self.rows(layer, queries, keys, index_of(self.selector, layer, keys), positions, first)
-            keep = choose(self.selector, view, self.budget, self.sinks, self.window)
+            view = self.rows(layer, queries, keys, self.selector.index_of(layer, keys), positions, first)
+            indices = choose(self.selector, view, self.budget, self.sinks, self.window)
+            keep = keep_mask(indices, view.visible)
             out = masked_attention(queries, keys, values, keep, self.anatomy.scaling)
         else:
             visible = visible_tokens(positions, first, tokens)
@@ -67,31 +68,6 @@ class MaskedPass(Handler):
         if self.selector.needs_previous_attention:
             self.remember_attention(queries, keys, positions, first)
         return out
-
-
-def index_of(selector: Selector, layer: int, keys: Tensor):
-    """The selector's index of importance keys over all of `keys`, or None if it keeps none."""
-    index = selector.new_index(layer)
-    if index is not None:
-        index.extend(keys)
-    return index
-
-
-def choose(selector: Selector, rows: Rows, budget: int, sinks: int, window: int) -> Tensor:
-    """The selection of every row as a mask, `(batch, kv_heads, rows, tokens)`.
-
-    Raises
-    ------
-    ModelError
-        If the importance is NaN.
-    """
-    importance = selector.importance(rows)
-    if torch.isnan(importance).any():
-        raise ModelError(
-            f"importance scores of {selector.name!r} at layer {rows.layer} are NaN; the model or the predictor is damaged"
-        )
-    selectable = selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], sinks, window)
-    return keep_mask(select_tokens(importance, rows.visible, selectable, budget), rows.visible)
 
 
 class Scorer:

@@ -4,7 +4,7 @@ from .apply import DecodeRun, apply
 from .attention import Handler, attached, first_real_tokens
 from .cache import SelectingCache
 from .generate import Generation, generate
-from .plan import MINIMUM_TOKENS, Budget, Plan
+from .plan import MINIMUM_TOKENS, Budget, Plan, choose
 
 __all__ = [
     "MINIMUM_TOKENS",
@@ -16,6 +16,7 @@ __all__ = [
     "SelectingCache",
     "apply",
     "attached",
+    "choose",
     "first_real_tokens",
     "generate",
 ]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArtifactError, ModelError
+from ..errors import ArtifactError
 from ..models import Anatomy, LoadedModel
-from ..ops import gathered_attention, select_tokens, selectable_tokens
+from ..ops import gathered_attention
 from ..tokens import Geometry
 from .attention import Handler, attached, first_real_tokens
 from .cache import SelectingCache, adopt
-from .plan import Plan
+from .plan import Plan, choose
 
 Observer = Callable[[int, int, Tensor], None]
 """Called as observer(length, layer, indices) for each selection, indices `(batch, kv_heads, 1, budget)`."""
@@ -72,13 +72,7 @@ class DecodeRun(Handler):
 
     def _read(self, layer, queries, keys, values, position, first, budget):
         view = self.rows(layer, queries, keys, self.cache.layers[layer].index, position, first)
-        importance = self.plan.selector.importance(view)
-        if torch.isnan(importance).any():
-            raise ModelError(
-                f"importance scores of layer {layer} are NaN; the model or the predictor holds values that are not finite"
-            )
-        selectable = selectable_tokens(position, first, keys.shape[2], self.plan.sinks, self.plan.window)
-        indices = select_tokens(importance, view.visible, selectable, budget)
+        indices = choose(self.plan.selector, view, budget, self.plan.sinks, self.plan.window)
         if layer == max(self.selecting):
             self.steps += 1
         self.tokens_read += indices.shape[0] * indices.shape[1] * indices.shape[3]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ..errors import BudgetError, ConfigError
-from ..tokens import Selector
+import torch
+from torch import Tensor
+
+from ..errors import BudgetError, ConfigError, ModelError
+from ..ops import select_tokens, selectable_tokens
+from ..tokens import Rows, Selector
 
 MINIMUM_TOKENS = 64
 """In generation a fraction never means fewer tokens than this."""
@@ -111,3 +115,26 @@ class Plan:
                 "raise --budget or use a longer text"
             )
         return tokens
+
+
+def choose(selector: Selector, rows: Rows, budget: int, sinks: int, window: int) -> Tensor:
+    """What a selector reads: sinks, window and the most important of the rest, in decoding and in scoring alike.
+
+    Returns
+    -------
+    (batch, kv_heads, rows, budget) int64
+        See `ops.select_tokens`.
+
+    Raises
+    ------
+    ModelError
+        If the importance is NaN.
+    """
+    importance = selector.importance(rows)
+    if torch.isnan(importance).any():
+        raise ModelError(
+            f"importance scores of {selector.name!r} at layer {rows.layer} are NaN; "
+            "the model or the predictor holds values that are not finite"
+        )
+    selectable = selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], sinks, window)
+    return select_tokens(importance, rows.visible, selectable, budget)

@@ -145,6 +145,13 @@ class Selector(nn.Module):
         """An empty index of importance keys, or None for a method that keeps none."""
         return None
 
+    def index_of(self, layer: int, keys: Tensor) -> Index | None:
+        """An index that holds all of `keys`, or None for a method that keeps none."""
+        index = self.new_index(layer)
+        if index is not None:
+            index.extend(keys)
+        return index
+
     def importance(self, rows: Rows) -> Tensor:
         """Importance of every cached token, `(batch, kv_heads, rows, tokens)`; only its order matters."""
         raise NotImplementedError

@@ -149,9 +149,7 @@ def recall_table(
             )
             for layer in selector.layers:
                 view = lesson.rows(layer)
-                if (index := selector.new_index(layer)) is not None:
-                    index.extend(view.keys)
-                    view.index = index
+                view.index = selector.index_of(layer, view.keys)
                 importance = selector.importance(view)
                 for share in shares:
                     got, there = mass_recall(importance, view, share, config.sinks, config.window)
