@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from sparsight.errors import ConfigError, ModelError
-from sparsight.models import ALIASES, fingerprint, load
+from sparsight.models import ALIASES, Anatomy, LoadedModel, fingerprint, load
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +202,26 @@ def test_dtype_and_device_are_checked(folder):
         load(folder, dtype=torch.int8)
     with pytest.raises(ConfigError, match="toaster"):
         load(folder, device="toaster")
+
+
+def with_tokenizer(tiny_llama, before="", after=""):
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "<x>": 3}, unk_token="<x>"))
+    specials = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{before} $A {after}".strip(), special_tokens=specials
+    )
+    model = tiny_llama()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<x>")
+    return LoadedModel(model, tokenizer, "tiny", "0" * 64, Anatomy.of(model))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [("", "", ()), ("<s>", "", (0,)), ("", "</s>", ()), ("<s> </s>", "</s>", (0, 1))],
+)
+def test_start_tokens(tiny_llama, before, after, expected):
+    assert with_tokenizer(tiny_llama, before, after).start_tokens == expected
+
+
+def test_no_tokenizer_has_no_start_tokens(tiny):
+    assert tiny.start_tokens == ()

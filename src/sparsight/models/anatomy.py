@@ -1,52 +1,21 @@
-"""Where an architecture keeps its layers, heads, norms and rotary embedding: the one place that knows.
-
-Adding an architecture is one entry in `FAMILIES`, together with a test of `Anatomy.look_ahead_query` and
-`Anatomy.rotate` against what the model's own attention receives.
-"""
+"""Where a model keeps its layers, heads, norms and rotary embedding: the one place that knows."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
 
 import torch
 from torch import nn
 
 from sparsight.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module paths of one architecture: from the causal LM, from its base, from a layer, from an attention."""
-
-    base: str = "model"
-    head: str = "lm_head"
-    embedding: str = "embed_tokens"
-    layers: str = "layers"
-    final_norm: str = "norm"
-    rotary: str = "rotary_emb"
-    attention: str = "self_attn"
-    input_norm: str = "input_layernorm"
-    query: str = "q_proj"
-    query_norm: str | None = None
-
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(query_norm="q_norm"),
-}
-
-# Types whose rotation of a position is the same however long the sequence is.
-_STATELESS_ROPES = ("default", "linear", "llama3", "yarn")
-
-
-def check_family(model_type: Any, name: str) -> None:
-    """Raise `ModelError` if `model_type` (of the model called `name`) is not in `FAMILIES`."""
-    if model_type not in FAMILIES:
-        raise ModelError(
-            f"'{name}' has the architecture (model_type) {model_type!r}, which is not supported; "
-            f"supported are {', '.join(sorted(FAMILIES))}; choose a model of one of these"
-        )
+from sparsight.models.families import (
+    FAMILIES,
+    Family,
+    check_config,
+    check_device,
+    check_family,
+    full_attention,
+    rope_parameters,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +31,11 @@ class Anatomy:
     context_length : int
         Tokens the positions are configured for.
     scaling : float
-        Factor on query-key products before the softmax.
+        Factor on query-key products before the softmax; 1 where the query already carries it.
     full_attention : tuple of int
         Layers that attend over the whole context; layers with a sliding window are not in it.
-    rope_theta : float
-        Base of the rotary frequencies.
+    rope_theta : float or None
+        Base of the rotary frequencies, of the layers with full attention; None without a rotary embedding.
     """
 
     family: str
@@ -80,7 +49,7 @@ class Anatomy:
     context_length: int
     scaling: float
     full_attention: tuple[int, ...]
-    rope_theta: float
+    rope_theta: float | None
     _model: nn.Module = field(repr=False)
 
     @classmethod
@@ -95,8 +64,9 @@ class Anatomy:
         Raises
         ------
         ModelError
-            If the architecture is not supported, the model has no language-model head, or its rotary embedding
-            depends on the length of the sequence.
+            If the architecture is not supported or has no language-model head, its parameters are on several devices,
+            a layer's attention is neither full nor a sliding window, its scores are capped, it sees later tokens, or
+            its rotary embedding depends on the length of the sequence.
         """
         config = model.config
         name = getattr(config, "_name_or_path", "") or type(model).__name__
@@ -104,27 +74,24 @@ class Anatomy:
         family = FAMILIES[config.model_type]
         if not hasattr(model, family.head):
             raise ModelError(f"'{name}' is a {type(model).__name__} without '{family.head}'; load it as a causal LM")
-        rope = config.rope_parameters
-        if rope.get("rope_type", "default") not in _STATELESS_ROPES:
-            raise ModelError(
-                f"'{name}' has rotary embeddings of type {rope['rope_type']!r}, whose rotation depends on the length "
-                f"of the sequence; supported are {', '.join(_STATELESS_ROPES)}; set another type in its config.json"
-            )
+        check_config(config, name)
+        check_device(model, name)
         heads = config.num_attention_heads
-        first = getattr(getattr(model, family.base), family.layers)[0]
+        first = attrgetter(f"{family.base}.{family.layers}")(model)[0]
+        theta = rope_parameters(config).get("full_attention", {}).get("rope_theta")
         return cls(
             family=config.model_type,
             layers=config.num_hidden_layers,
             query_heads=heads,
-            kv_heads=config.num_key_value_heads or heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=getattr(config, family.intermediate),
             vocab_size=config.vocab_size,
             context_length=config.max_position_embeddings,
-            scaling=float(getattr(first, family.attention).scaling),
-            full_attention=_full_attention(config),
-            rope_theta=float(rope["rope_theta"]),
+            scaling=1.0 if family.scaled_query else float(attrgetter(family.attention)(first).scaling),
+            full_attention=full_attention(config),
+            rope_theta=None if theta is None else float(theta),
             _model=model,
         )
 
@@ -138,26 +105,30 @@ class Anatomy:
         return FAMILIES[self.family]
 
     def base(self) -> nn.Module:
-        """The model below the head; its first output is the normed residual `(batch, rows, hidden)`."""
-        return getattr(self._model, self._names.base)
+        """The model below the head; its first output, `(batch, rows, hidden)`, is what the head receives."""
+        return attrgetter(self._names.base)(self._model)
 
     def layer(self, i: int) -> nn.Module:
         """Decoder layer `i`; its `hidden_states` argument (first positional) is the residual that enters it."""
-        return getattr(self.base(), self._names.layers)[i]
+        return attrgetter(self._names.layers)(self.base())[i]
 
     def attention(self, i: int) -> nn.Module:
         """Attention module of layer `i`."""
-        return getattr(self.layer(i), self._names.attention)
+        return attrgetter(self._names.attention)(self.layer(i))
 
     def input_norm(self, i: int, residual: torch.Tensor) -> torch.Tensor:
         """What the attention of layer `i` would receive if `residual` `(batch, rows, hidden)` entered the layer."""
-        return getattr(self.layer(i), self._names.input_norm)(residual)
+        names = self._names
+        if names.norm_first is not None and not getattr(self._model.config, names.norm_first):
+            return residual
+        return attrgetter(names.input_norm)(self.layer(i))(residual)
 
     def look_ahead_query(self, i: int, residual: torch.Tensor) -> torch.Tensor:
         """Query that layer `i` would form, before the rotation, if `residual` entered it.
 
-        `q_norm(W_Q input_norm(residual) + b)`, with the query norm and the bias only where the model has them. With
-        the residual that really enters layer `i` this is the model's query; with an earlier one it is a guess of it.
+        `q_norm(W_Q input_norm(residual) + b)`, with the query norm and the bias only where the model has them, and
+        times the scaling where the model's own query carries it. With the residual that really enters layer `i` this
+        is the model's query; with an earlier one it is a guess of it.
 
         Parameters
         ----------
@@ -171,18 +142,31 @@ class Anatomy:
         torch.Tensor
             `(batch, query_heads, rows, head_dim)`.
         """
-        attention = self.attention(i)
-        states = getattr(attention, self._names.query)(self.input_norm(i, residual))
+        names, attention = self._names, self.attention(i)
+        states = self.input_norm(i, residual)
+        projection = attrgetter(names.query)(attention)
+        if names.fused_query:
+            rows = slice(self.query_heads * self.head_dim)
+            bias = None if projection.bias is None else projection.bias[rows]
+            states = nn.functional.linear(states, projection.weight[rows], bias)
+        else:
+            states = projection(states)
+        if names.scaled_query:
+            states = states * attention.scaling
         states = states.unflatten(-1, (self.query_heads, self.head_dim))
-        if self._names.query_norm is not None:
-            states = getattr(attention, self._names.query_norm)(states)
+        if names.query_norm is not None:
+            states = attrgetter(names.query_norm)(attention)(states)
         return states.transpose(1, 2)
 
-    def rotate(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def rotate(self, layer: int, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Apply the model's own rotary embedding (Su et al. 2021, arXiv:2104.09864), with its scaling.
+
+        Where only the first channels are rotated, the others stay; without a rotary embedding all do.
 
         Parameters
         ----------
+        layer : int
+            Layer whose rotation it is: in some models layers with a window have another base.
         states : torch.Tensor
             Queries or keys `(batch, heads, rows, head_dim)`.
         positions : torch.Tensor
@@ -193,14 +177,21 @@ class Anatomy:
         torch.Tensor
             As `states`, in the same dtype.
         """
-        cos, sin = getattr(self.base(), self._names.rotary)(states, positions)
+        names = self._names
+        if names.rotary is None:
+            return states
+        kind = (self._model.config.layer_types[layer],) if names.rotary_by_type else ()
+        cos, sin = attrgetter(names.rotary)(self.base())(states, positions, *kind)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        first, second = states.chunk(2, dim=-1)
-        return states * cos + torch.cat((-second, first), dim=-1) * sin
+        turned, rest = states.split((cos.shape[-1], states.shape[-1] - cos.shape[-1]), dim=-1)
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
     def query_weight_elements(self, i: int) -> int:
         """Number of elements of `W_Q` of layer `i` (no bias)."""
-        return getattr(self.attention(i), self._names.query).weight.numel()
+        weight = attrgetter(self._names.query)(self.attention(i)).weight
+        return self.query_heads * self.head_dim * weight.shape[1]
 
     def weight_elements(self) -> dict[str, int]:
         """Weight elements that one decode step reads.
@@ -208,28 +199,21 @@ class Anatomy:
         Returns
         -------
         dict of str to int
-            `layers` (all parameters of all layers), `final_norm`, `head` (read whole, tied or not), `embedding_row`
-            (the one row looked up) and `total`, their sum.
+            `layers` (all parameters of all layers), `final_norm` (with projections around the layers, if there are
+            any), `head` (read whole, tied or not), `embedding_row` (the one row looked up, in each table of
+            embeddings) and `total`, their sum.
         """
         names, base = self._names, self.base()
+        tables = [attrgetter(name)(base).weight for name in names.embeddings]
+        layers = _elements(attrgetter(names.layers)(base))
         counts = {
-            "layers": _elements(getattr(base, names.layers)),
-            "final_norm": _elements(getattr(base, names.final_norm)),
-            "head": _elements(getattr(self._model, names.head)),
-            "embedding_row": getattr(base, names.embedding).weight.shape[1],
+            "layers": layers,
+            "final_norm": _elements(base) - layers - sum(table.numel() for table in tables),
+            "head": _elements(attrgetter(names.head)(self._model)),
+            "embedding_row": sum(table.shape[1] for table in tables),
         }
         return {**counts, "total": sum(counts.values())}
 
 
 def _elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _full_attention(config: Any) -> tuple[int, ...]:
-    """Layers without a window; a window as long as the context hides nothing and counts as none."""
-    every = range(config.num_hidden_layers)
-    window = getattr(config, "sliding_window", None)
-    if window is None or window >= config.max_position_embeddings:
-        return tuple(every)
-    types = getattr(config, "layer_types", None)
-    return tuple(i for i in every if types is not None and types[i] == "full_attention")

