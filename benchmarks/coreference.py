@@ -26,7 +26,7 @@ from sparsight.errors import SparsightError
 from sparsight.evaluation.evaluate import versions
 from sparsight.evaluation.tasks import make_items, score_items
 from sparsight.models import load
-from sparsight.runtime import Budget, Plan
+from sparsight.runtime import Budget, Plan, Rule
 from sparsight.tokens.pretrained import resolve
 
 SHARES = {
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     selectors = {_label(spec): resolve(spec, loaded) for spec in options.select}
     budgets = [Budget.parse(text) for text in options.budget]
     plans = [
-        (label, Plan(selector, budget, options.sinks, options.window))
+        (label, Plan(selector, budget, Rule(options.sinks, options.window)))
         for budget in budgets
         for label, selector in selectors.items()
     ]

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from sparsight.errors import SparsightError, TextError
-from sparsight.evaluation import evaluate
+from sparsight.evaluation import Protocol, evaluate
 from sparsight.models import load
 from sparsight.report.tables import evaluation_table
 from sparsight.training import read_documents
@@ -82,8 +82,7 @@ def run(loaded, experiment: Experiment, data: Path, out: Path) -> None:
         loaded,
         experiment.methods,
         read_documents([text]),
-        experiment.length,
-        experiment.chunks,
+        Protocol(experiment.length, experiment.chunks),
         experiment.budgets,
         result=out / f"{experiment.name}.json",
         progress=progress,

@@ -24,6 +24,7 @@ METHOD_SETTINGS = {
     "lowrank": {"rank": 8},
     "butler": {"rank": 8, "width": 8, "stride": 2},
     "foresight": {"rank": 8, "width": 8, "stride": 2, "lowrank_layers": 1},
+    "butler-v1": {"rank": 8, "width": 8, "reduce": 4},
     "quest": {"page_size": 4},
 }
 """Settings that suit the tiny models of the tests."""
@@ -112,8 +113,9 @@ def ready_selector() -> Callable[..., Selector]:
             generator = torch.Generator().manual_seed(5)
             ids = torch.randint(0, loaded.anatomy.vocab_size, (200,), generator=generator)
             selector.initialise(gather_statistics(loaded, [ids], sinks=2, window=4, seed=3))
-            lesson = teach(loaded, ids, torch.tensor([199]), selector.layers, ())
-            largest = {i: selector.project_keys(i, lesson.rows(i).keys)[0].abs().amax(1) for i in selector.layers}
+            lesson = teach(loaded, ids, torch.tensor([199]), selector.layers, selector.producers)
+            with torch.no_grad():
+                largest = {i: selector.importance_keys(lesson.every_row(i))[0].abs().amax(1) for i in selector.layers}
             selector.set_key_scales(largest)
         return selector.requires_grad_(False).eval()
 

@@ -19,18 +19,22 @@ from typing import TYPE_CHECKING, Any
 from .errors import SparsightError
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate
+    from .evaluation import Protocol, evaluate
     from .models import load
-    from .runtime import Budget, Plan, apply, generate
+    from .runtime import Budget, Conversation, Plan, Rule, apply, generate
     from .tokens.pretrained import from_pretrained, resolve, save_pretrained
-    from .training import train_predictor
+    from .training import calibrate_thresholds, train_predictor
 
     __version__: str
 
 _HOME = {
     "Budget": ".runtime",
+    "Conversation": ".runtime",
     "Plan": ".runtime",
+    "Protocol": ".evaluation",
+    "Rule": ".runtime",
     "apply": ".runtime",
+    "calibrate_thresholds": ".training",
     "evaluate": ".evaluation",
     "from_pretrained": ".tokens.pretrained",
     "generate": ".runtime",
@@ -42,10 +46,14 @@ _HOME = {
 
 __all__ = [
     "Budget",
+    "Conversation",
     "Plan",
+    "Protocol",
+    "Rule",
     "SparsightError",
     "__version__",
     "apply",
+    "calibrate_thresholds",
     "evaluate",
     "from_pretrained",
     "generate",

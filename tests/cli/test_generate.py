@@ -15,7 +15,7 @@ from .conftest import CONTEXT
 
 KEYS = {
     "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds", "tokens_per_second", "share_read",
-    "select", "budget", "seed", "model", "model_hash",
+    "select", "budget", "rule", "index_dtype", "seed", "model", "model_hash",
 }  # fmt: skip
 
 
@@ -57,7 +57,26 @@ def test_method_reads_only_its_budget(sparsight, stories_folder, method):
     result = made(sparsight, *options, "--budget", "64")
     assert (result["select"], result["budget"], result["new_tokens"]) == (method, "64", 8)
     assert 0.3 < result["share_read"] < 64 / result["prompt_tokens"] + 1e-9
+    assert result["rule"] == {"sinks": 4, "window": 32, "neighbours": 0, "interval": 1}
     assert made(sparsight, *options)["budget"] == "1/8"
+
+
+def test_the_rule_can_be_set(sparsight, stories_folder):
+    options = [
+        "--model",
+        stories_folder,
+        "--prompt",
+        "Lily had a red ball. " * 14,
+        "--select",
+        "oracle",
+        "--budget",
+        48,
+    ]
+    options += ["--max-new-tokens", 40]
+    usual = made(sparsight, *options)
+    changed = made(sparsight, *options, "--interval", 8, "--neighbours", 2)
+    assert (changed["rule"]["interval"], changed["rule"]["neighbours"]) == (8, 2)
+    assert changed["token_ids"] != usual["token_ids"]
 
 
 def test_full_budget_equals_dense(sparsight, stories_folder):
@@ -76,6 +95,35 @@ def test_same_seed_gives_the_same_text_and_streams_it(sparsight, stories_folder)
     assert first == again != other
     _, streamed, _ = sparsight("generate", "--dtype", "fp32", *options, 5)
     assert streamed == first + "\n"
+
+
+def test_several_prompts_give_several_answers(sparsight, stories_folder):
+    options = ["--model", stories_folder, "--max-new-tokens", 20]
+    prompts = ["Once upon a time", "One day, Lily and Tom went to the big park. They"]
+    alone = [made(sparsight, *options, "--prompt", prompt) for prompt in prompts]
+    several = ["--prompt", prompts[0], "--prompt", prompts[1]]
+    together = made(sparsight, *options, *several)
+    assert [one["text"] for one in together] == [one["text"] for one in alone]
+    assert [one["prompt_tokens"] for one in together] == [one["prompt_tokens"] for one in alone]
+    assert all(set(one) == KEYS for one in together)
+    code, out, err = sparsight("generate", "--dtype", "fp32", *options, *several)
+    assert (code, err) == (0, "")
+    assert out == f"--- 1 of 2 ---\n{alone[0]['text']}\n--- 2 of 2 ---\n{alone[1]['text']}\n"
+
+
+def test_beams(sparsight, stories_folder):
+    options = ["--model", stories_folder, "--prompt", "She said", "--max-new-tokens", 20]
+    found = made(sparsight, *options, "--beams", 4)["text"]
+    assert found != made(sparsight, *options)["text"]
+    assert sparsight("generate", "--dtype", "fp32", *options, "--beams", 4) == (0, found + "\n", "")
+
+
+def test_more_than_the_memory_holds_is_one_line(refused, byte_model, monkeypatch):
+    from sparsight.runtime import memory
+
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**5)
+    line = refused("generate", "--model", byte_model, "--prompt", "x", "--prompt", "yy", "--max-new-tokens", "500")
+    assert "2 sequences of 502 tokens" in line and "0.0001 GB are free" in line
 
 
 def test_text_appears_in_pieces(sparsight, stories_folder, monkeypatch):
@@ -101,7 +149,7 @@ def test_predictor_of_the_model(sparsight, byte_model, predictor, loaded):
         "--max-new-tokens",
         8,
     )
-    assert result["select"] == f"lowrank={predictor}" and result["share_read"] < 0.6
+    assert (result["select"], result["index_dtype"]) == (f"lowrank={predictor}", "int8") and result["share_read"] < 0.6
 
 
 def test_prompt_file_and_standard_input(sparsight, byte_model, tmp_path, monkeypatch):
@@ -118,6 +166,12 @@ def test_prompt_file_and_standard_input(sparsight, byte_model, tmp_path, monkeyp
     [
         ([], "no prompt"),
         (["--prompt", "x", "--prompt-file", "y"], "both"),
+        (["--prompt", "x", "--prompt", "y", "--prompt-file", "z"], "both"),
+        (["--prompt", "x", "--prompt", ""], "--prompt number 2 is empty"),
+        (["--prompt", "x", "--prompt", "y" * CONTEXT], f"prompt 2 of 2 has {CONTEXT} tokens"),
+        (["--prompt", "x", "--beams", "0"], "beams"),
+        (["--prompt", "x", "--beams", "two"], "--beams"),
+        (["--prompt", "x", "--beams", "2", "--temperature", "1"], "either beams or a temperature"),
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", " \n"], "--prompt is only white space"),
         (["--prompt", "\udcff"], "--prompt is not UTF-8"),
@@ -143,6 +197,8 @@ def test_prompt_file_and_standard_input(sparsight, byte_model, tmp_path, monkeyp
         (["--prompt", "x", "--select", "quest", "--budget", "1/0"], "'1/0'"),
         (["--prompt", "x", "--select", "quest", "--budget", "few"], "'few'"),
         (["--prompt", "x", "--select", "quest", "--budget", "36"], "below 37"),
+        (["--prompt", "x", "--interval", "2"], "--select"),
+        (["--prompt", "x", "--select", "quest", "--interval", "0"], "interval"),
         (["--prompt", "x", "--select", "nonsense"], "'nonsense'"),
         (["--prompt", "x", "--select", "quest:nonsense=1"], "'nonsense'"),
         (["--prompt", "x", "--select", "quest:page_size=0"], "'page_size'"),

@@ -24,7 +24,7 @@ from sparsight.evaluation.tasks.coreference import MINIMUM_STEPS
 from sparsight.evaluation.tasks.pools import PASSAGES, SCENES, SYLLABLES
 from sparsight.evaluation.tasks.scores import begins_with
 from sparsight.models import Anatomy, LoadedModel
-from sparsight.runtime import Budget, Plan, apply
+from sparsight.runtime import Budget, Plan, Rule, apply
 from sparsight.tokens import Geometry, create
 
 ALL_PASSAGES = [text for texts in PASSAGES.values() for text in texts]
@@ -54,7 +54,7 @@ def short() -> Item:
 
 
 def plan(loaded, name, budget, **settings) -> Plan:
-    return Plan(create(name, Geometry.of(loaded.anatomy)), Budget.parse(budget), **settings)
+    return Plan(create(name, Geometry.of(loaded.anatomy)), Budget.parse(budget), Rule(**settings))
 
 
 def test_items_depend_on_the_seed_alone():
@@ -160,7 +160,7 @@ def watched(reader, chosen, monkeypatch):
     seen, forward = [], Reader._forward
     with monkeypatch.context() as patch:
         patch.setattr(Reader, "_forward", lambda *a: seen.append(forward(*a)) or seen[-1])
-        return reader.outcome(chosen), torch.stack(seen)
+        return reader.outcome(chosen), torch.stack(seen[1:])  # without the prefill
 
 
 def test_full_budget_is_dense_and_a_small_one_is_not_in_a_trained_model(stories, monkeypatch):
@@ -185,7 +185,7 @@ def reference_logits(loaded, item, chosen, answer):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_shared_prefill_and_question_steps_give_the_logits_of_a_prefill_under_the_plan(tiny, short, name, monkeypatch):
+def test_taking_back_the_generated_text_leaves_what_the_question_left(tiny, short, name, monkeypatch):
     chosen = plan(tiny, name, 24, sinks=2, window=8)
     reader = Reader(tiny, short)
     outcome, logits = watched(reader, chosen, monkeypatch)

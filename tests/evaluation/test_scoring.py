@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sparsight.evaluation import Chunk, Scorer
 from sparsight.models import Anatomy, LoadedModel
-from sparsight.runtime import Budget, Plan, apply
+from sparsight.runtime import Budget, Plan, Rule, apply
 from sparsight.tokens import Geometry, create, methods
 
 SCORED = 24
@@ -37,19 +37,19 @@ def decoded_nll(tiny, plan, chunk):
 @pytest.mark.parametrize("budget", [10, 40])
 def test_masked_pass_equals_step_by_step_decoding(name, budget, tiny, ready_selector, chunk):
     selector = ready_selector(name, tiny)
-    stepped = decoded_nll(tiny, Plan(selector, Budget(budget), sinks=2, window=4), chunk)
-    scorer = Scorer(tiny, chunk, sinks=2, window=4)
-    masked = scorer.nll(selector, budget)
+    stepped = decoded_nll(tiny, Plan(selector, Budget(budget), Rule(sinks=2, window=4)), chunk)
+    scorer = Scorer(tiny, chunk, Rule(sinks=2, window=4), selector.history)
+    masked, seen = scorer.nll(selector, budget)
     assert torch.allclose(masked, stepped, atol=2e-4)
     if selector.selects and budget == 10:
-        assert (masked - scorer.nll()).abs().amax() > 1e-3
+        assert (masked - scorer.nll()[0]).abs().amax() > 1e-3
 
 
 def test_full_budget_is_dense_and_the_prefix_is_left_as_it_was(tiny, ready_selector, chunk):
-    scorer = Scorer(tiny, chunk, sinks=2, window=4)
-    dense = scorer.nll()
+    scorer = Scorer(tiny, chunk, Rule(sinks=2, window=4))
+    dense = scorer.nll()[0]
     scorer.nll(ready_selector("random", tiny), 8)
-    assert torch.equal(scorer.nll(ready_selector("streaming", tiny), chunk.length), dense)
+    assert torch.equal(scorer.nll(ready_selector("streaming", tiny), chunk.length)[0], dense)
     plain = tiny.model(chunk.ids[None, :-1]).logits[0, -SCORED:]
     assert torch.allclose(dense, F.cross_entropy(plain, chunk.ids[-SCORED:], reduction="none"), atol=1e-5)
 
@@ -58,7 +58,7 @@ def test_a_score_depends_on_nothing_later(tiny, ready_selector, chunk):
     changed = Chunk(torch.cat([chunk.ids[:-6], chunk.ids[-6:].flip(0)]), SCORED)
     for name in ("oracle", "foresight", "quest", "random"):
         selector = ready_selector(name, tiny)
-        a, b = (Scorer(tiny, c, sinks=2, window=4).nll(selector, 10) for c in (chunk, changed))
+        a, b = (Scorer(tiny, c, Rule(sinks=2, window=4)).nll(selector, 10)[0] for c in (chunk, changed))
         assert torch.allclose(a[: SCORED - 6], b[: SCORED - 6], atol=1e-6), name
 
 
@@ -77,11 +77,11 @@ def test_layers_with_a_sliding_window_keep_it():
     loaded = LoadedModel(model, None, "windowed", "0" * 64, Anatomy.of(model))
     assert loaded.anatomy.full_attention == (0, 2)
     chunk = Chunk(torch.randint(0, 128, (97,), generator=torch.Generator().manual_seed(2)), SCORED)
-    scorer = Scorer(loaded, chunk, sinks=2, window=4)
+    scorer = Scorer(loaded, chunk, Rule(sinks=2, window=4))
     with torch.no_grad():
         plain = F.cross_entropy(model(chunk.ids[None, :-1]).logits[0, -SCORED:], chunk.ids[-SCORED:], reduction="none")
-    assert torch.allclose(scorer.nll(), plain, atol=1e-5)
+    assert torch.allclose(scorer.nll()[0], plain, atol=1e-5)
     selector = create("oracle", Geometry.of(loaded.anatomy))
-    masked = scorer.nll(selector, 10)
-    assert torch.allclose(masked, decoded_nll(loaded, Plan(selector, Budget(10), sinks=2, window=4), chunk), atol=2e-4)
-    assert (masked - plain).abs().amax() > 1e-3 and torch.allclose(scorer.nll(), plain, atol=1e-5)
+    masked = scorer.nll(selector, 10)[0]
+    assert torch.allclose(masked, decoded_nll(loaded, Plan(selector, Budget(10), Rule(sinks=2, window=4)), chunk), atol=2e-4)
+    assert (masked - plain).abs().amax() > 1e-3 and torch.allclose(scorer.nll()[0], plain, atol=1e-5)

@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 import torch
 
-from sparsight.evaluation import evaluate
+from sparsight.evaluation import Protocol, evaluate
 from sparsight.models import load
 from sparsight.training import Document
 
@@ -19,7 +19,7 @@ def test_shipped_predictors_keep_most_of_the_attention_that_an_oracle_would():
     text = (files("sparsight") / "demo" / "document.txt").read_text(encoding="utf-8")
     names = ["foresight", "lowrank", "butler"]
     result = evaluate(
-        load("smollm2-135m", dtype=torch.bfloat16), names, [Document("aardvark", text)], 1024, 1, ["1/8"], scored=64
+        load("smollm2-135m", dtype=torch.bfloat16), names, [Document("aardvark", text)], Protocol(1024, 1, 64), ["1/8"]
     )
     rows = {row["method"]: row for row in result["rows"]}
     # Measured over three chunks: .968, .965, .914; quest keeps .53 and chance .13.

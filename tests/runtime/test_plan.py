@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from sparsight.errors import BudgetError, ConfigError
-from sparsight.runtime import Budget, Plan
+from sparsight.runtime import Budget, Plan, Rule
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_a_count_has_to_hold_sinks_window_and_one_token(tiny, ready_selector):
 
 def test_sinks_and_window_out_of_range_are_refused(tiny, ready_selector):
     with pytest.raises(ConfigError, match="window"):
-        Plan(ready_selector("streaming", tiny), Budget(Fraction(1, 2)), window=0)
+        Plan(ready_selector("streaming", tiny), Budget(Fraction(1, 2)), Rule(window=-1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsight.ops import select_tokens, selectable_tokens
 from sparsight.tokens import Geometry, Index, Rows, Selector, create
 
-GEOMETRY = Geometry(layers=6, query_heads=6, kv_heads=2, head_dim=16, hidden_size=24, full_attention=tuple(range(6)))
+GEOMETRY = Geometry(layers=6, query_heads=6, kv_heads=2, head_dim=16, hidden_size=96, full_attention=tuple(range(6)))
 PARTLY_SLIDING = dataclasses.replace(GEOMETRY, full_attention=(1, 2, 5))
 SINKS, WINDOW = 2, 4
 
@@ -37,29 +37,59 @@ class FakeModel:
         wide = geometry.query_heads * geometry.head_dim
         self.query_weights = torch.randn(geometry.layers, geometry.hidden_size, wide, generator=g) * 0.2
         self.first = torch.tensor([padding] + [0] * (batch - 1))
+        self.choosers = geometry.kv_heads
 
     def rows(self, selector: Selector, layer: int, positions: Tensor, tokens: int | None = None) -> Rows:
         """`Rows` at `positions`, with a cache of the first `tokens` tokens and an index built over it at once."""
-        keys = self.keys[layer][:, :, : tokens or self.tokens]
-        index = selector.new_index(layer)
+        tokens = tokens or self.tokens
+        index = selector.new_index()
         if index is not None:
-            index.extend(keys)
+            if selector.history and layer != selector.layers[0]:
+                index.extend(self.view(selector.layers[0], torch.arange(tokens), tokens))
+            index.extend(self.view(layer, torch.arange(tokens), tokens))
+        return self.view(layer, positions, tokens, index)
+
+    def view(self, layer: int, positions: Tensor, tokens: int, index: Index | None = None) -> Rows:
+        """`Rows` at `positions` with a cache of the first `tokens` tokens."""
         return Rows(
             layer=layer,
             queries=self.queries[layer][:, :, positions],
-            keys=keys,
+            keys=self.keys[layer][:, :, :tokens],
             index=index,
             positions=positions,
             first=self.first,
             scaling=self.geometry.head_dim**-0.5,
+            choosers=self.choosers,
             residual=lambda p: self.residuals[p][:, positions],
             model_norm=lambda p, residual: residual / residual.norm(dim=-1, keepdim=True),
             model_query=lambda i, residual: (
                 (residual @ self.query_weights[i]).unflatten(-1, (self.geometry.query_heads, -1)).transpose(1, 2)
             ),
             rotate=lambda states: rotate(states, positions),
-            previous_attention=lambda: self.attention(layer - 1, positions, tokens or self.tokens),
+            previous_attention=lambda: self.attention(layer - 1, positions, tokens),
         )
+
+    def extend(self, index: Index, selector: Selector, start: int, stop: int) -> None:
+        """Show an index the tokens `start` to `stop` at the selector's first two layers."""
+        for layer in selector.layers[:2]:
+            index.extend(self.view(layer, torch.arange(start, stop), stop))
+
+    def spliced(self, length: int, other: FakeModel) -> FakeModel:
+        """The first `length` tokens of this one, then those of another."""
+        both = FakeModel(self.geometry, tokens=self.tokens)
+        for part in ("keys", "queries", "residuals"):
+            mixed = torch.cat([getattr(self, part)[..., :length, :], getattr(other, part)[..., : self.tokens - length, :]], dim=-2)
+            setattr(both, part, mixed)
+        both.first = self.first
+        return both
+
+    def of_batch(self, indices: Tensor) -> FakeModel:
+        """The sequences `indices`."""
+        some = FakeModel(self.geometry, tokens=self.tokens)
+        for part in ("keys", "queries", "residuals"):
+            setattr(some, part, getattr(self, part)[:, indices])
+        some.first = self.first[indices]
+        return some
 
     def attention(self, layer: int, positions: Tensor, tokens: int) -> Tensor:
         keys = self.keys[layer][:, :, :tokens].repeat_interleave(self.geometry.group, dim=1)
@@ -76,9 +106,10 @@ def ready(name: str, geometry: Geometry = GEOMETRY, seed: int = 1, **settings) -
     for parameter in selector.parameters():
         parameter.data = torch.randn(parameter.shape, generator=g) * 0.3
     if selector.learned:
-        keys = FakeModel(geometry).keys
+        model = FakeModel(geometry)
+        everything = {i: model.view(i, torch.arange(model.tokens), model.tokens) for i in selector.layers}
         with torch.no_grad():
-            largest = {i: selector.project_keys(i, keys[i]).abs().amax(dim=(0, 2)) for i in selector.layers}
+            largest = {i: selector.importance_keys(everything[i]).abs().amax(dim=(0, 2)) for i in selector.layers}
         selector.set_key_scales(largest)
     return selector.requires_grad_(False)
 
@@ -104,6 +135,6 @@ def assert_same_order(importance: Tensor, rows: Rows, expected: Tensor) -> None:
     assert (steps >= -slack).all(), float(steps.min())
 
 
-def state(index: Index) -> Tensor:
-    """What an index holds, as one tensor."""
-    return index.bounds if hasattr(index, "bounds") else index.rows
+def state(index: Index, layer: int) -> Tensor:
+    """What an index holds of a layer, as one tensor."""
+    return index.bounds(layer) if hasattr(index, "bounds") else index.packed(layer)

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from tests.tokens.common import GEOMETRY, FakeModel, choice, ready
 
 from sparsight.tokens import create
-from sparsight.tokens.quest import page_bounds, upper_bound
+from sparsight.tokens.quest import PageIndex, upper_bound
+
+
+def page_bounds(keys, page_size):
+    """Bounds of all pages of `(batch, kv_heads, tokens, width)` keys, as the index keeps them."""
+    batch, kv_heads, tokens, width = keys.shape
+    geometry = dataclasses.replace(GEOMETRY, kv_heads=kv_heads, query_heads=kv_heads, head_dim=width)
+    model = FakeModel(geometry, batch=batch, tokens=tokens)
+    model.keys[1] = keys
+    index = PageIndex(page_size)
+    index.extend(model.view(1, torch.arange(tokens), tokens))
+    return index.bounds(1)
 
 
 @given(*(st.integers(1, n) for n in (2, 2, 3, 40, 3, 6)), st.integers(1, 50), st.integers(0, 99))
@@ -132,7 +143,8 @@ def test_foresight_without_correction_and_at_full_rank_is_the_look_ahead_query_i
     query = rows.rotate(rows.model_query(layer, model.residuals[1][:, positions]))
     expected = query @ rows.keys.repeat_interleave(3, dim=1).transpose(-1, -2) * rows.scaling
     assert selector.producer(layer) == 1
-    torch.testing.assert_close(selector.training_scores(rows), expected)
+    everything = model.view(layer, torch.arange(48), 48)
+    torch.testing.assert_close(selector.training_scores(rows, everything), expected)
 
 
 def test_foresight_of_first_layers_uses_the_true_query():
@@ -151,6 +163,6 @@ def test_int8_scores_are_close_to_those_of_bfloat16():
         for dtype in ("int8", "bf16"):
             selector = ready(name, index_dtype=dtype)
             rows = model.rows(selector, 3, torch.tensor([47]))
-            low = selector.training_scores(rows)
+            low = selector.training_scores(rows, model.view(3, torch.arange(48), 48))
             scores.append(selector.importance(rows))
         torch.testing.assert_close(scores[0], scores[1], atol=0.05 * float(low.std()) + 0.02, rtol=0.05)

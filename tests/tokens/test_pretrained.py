@@ -121,7 +121,7 @@ def test_other_model_is_refused(folder):
     names = (str(folder), "owner/tiny", "abababababab", "owner/other", "cdcdcdcdcdcd", command)
     refused(lambda: from_pretrained(folder, other), *names)
     wider = language_model(geometry=dataclasses.replace(GEOMETRY, hidden_size=32))
-    refused(lambda: from_pretrained(folder, wider), "hidden_size=24", "hidden_size=32")
+    refused(lambda: from_pretrained(folder, wider), "hidden_size=96", "hidden_size=32")
 
 
 @pytest.mark.parametrize(

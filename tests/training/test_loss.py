@@ -11,9 +11,9 @@ SINKS, WINDOW = 2, 4
 POSITIONS = torch.tensor([9, 20, 47])
 
 
-def naive(selector, rows, kind):
+def naive(selector, rows, everything, kind):
     """The same loss from its definition, in float64, row by row."""
-    scores = selector.training_scores(rows).double()
+    scores = selector.training_scores(rows, everything).double()
     if kind == "group":
         scores = group_importance(scores, rows.visible, rows.keys.shape[1], selector.config.reduction).double()
     allowed = rows.visible
@@ -39,17 +39,20 @@ def naive(selector, rows, kind):
 @pytest.mark.parametrize("kind", ["full", "selectable", "group"])
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("foresight", {}), ("foresight", {"reduction": "max"}), ("foresight", {"reduction": "mean"}), ("butler", {})],
+    [("foresight", {}), ("foresight", {"reduction": "max"}), ("foresight", {"reduction": "mean"}), ("butler", {}), ("butler-v1", {})],
 )
 def test_loss_and_gradient_are_those_of_the_definition(kind, name, settings):
     model, selector = FakeModel(padding=1), ready(name, loss=kind, **settings).requires_grad_(True)
-    rows = model.rows(selector, 5, POSITIONS)
+    rows, everything = model.rows(selector, 5, POSITIONS), model.view(5, torch.arange(48), 48)
     gradients, values = [], []
-    for loss in (distillation_loss(selector, rows, kind, SINKS, WINDOW), naive(selector, rows, kind)):
+    for loss in (
+        distillation_loss(selector, rows, everything, kind, SINKS, WINDOW),
+        naive(selector, rows, everything, kind),
+    ):
         selector.zero_grad()
         (3 * loss).backward()
         values.append(float(loss.detach()))
-        gradients.append([p.grad.clone() for p in selector.parameters()])
+        gradients.append([p.grad.clone() for p in selector.parameters() if p.grad is not None])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
     assert values[0] > 0.01
     for ours, expected in zip(*gradients, strict=True):
@@ -117,10 +120,18 @@ def test_recall_of_a_student_that_knows_is_the_largest_mass():
         for weight in (selector.key_projection, selector.query_projection):
             weight.copy_(torch.eye(16).expand_as(weight))
     rows = model.rows(selector, 2, torch.tensor([47]))
-    scores = selector.training_scores(rows)
+    scores = selector.training_scores(rows, model.view(2, torch.arange(48), 48))
     importance = group_importance(scores, rows.visible, 2, selector.config.reduction)
     kept, available = mass_recall(importance, rows, 1 / 4, SINKS, WINDOW)
     mass = teacher_mass(rows, 2)[..., 2:44]
     assert available == pytest.approx(float(mass.sum()), rel=1e-5)
     assert kept == pytest.approx(float(mass.topk(6).values.sum()), rel=1e-5)
     assert 0 < kept < available
+
+
+def test_the_loss_on_logits_is_their_mean_squared_difference_over_all_tokens():
+    model, selector = FakeModel(batch=1), ready("butler-v1")
+    rows, everything = model.rows(selector, 2, POSITIONS), model.view(2, torch.arange(48), 48)
+    true = rows.queries @ rows.keys.repeat_interleave(3, 1).transpose(-1, -2) * rows.scaling
+    expected = (selector.training_scores(rows, everything) - true).pow(2).mean()
+    torch.testing.assert_close(distillation_loss(selector, rows, everything, "logits", SINKS, WINDOW), expected)

@@ -68,7 +68,7 @@ def rows_of(layer: int, q, k, positions) -> Rows:
     nothing = dict.fromkeys(("residual", "model_norm", "model_query", "rotate"))
     first = torch.zeros(1, dtype=torch.long)
     return Rows(layer=layer, queries=q[None].float(), keys=k[None].float(), index=None, positions=positions, first=first,
-                scaling=0.35, **nothing)
+                scaling=0.35, choosers=len(k), **nothing)
 
 
 def test_statistics_weigh_queries_and_keys_by_the_attention_that_is_there_to_be_chosen():

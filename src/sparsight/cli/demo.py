@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    from ..evaluation import evaluate
+    from ..evaluation import Protocol, evaluate
     from ..report import draw_reading_map, evaluation_table, require_matplotlib
     from ..runtime import Budget
     from ..tokens.pretrained import resolve
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if recorder.lengths:
         title = f"Which tokens {loaded.name} read to answer “{QUESTION}” ({PREDICTOR}, budget {budget})"
-        picture = draw_reading_map(recorder, out / PICTURE, title, _words(loaded, text, sparse), plan.window)
+        picture = draw_reading_map(recorder, out / PICTURE, title, _words(loaded, text, sparse), plan.rule.window)
         console.print(f"Which tokens were read: {picture}\n", soft_wrap=True)
     chunks = QUICK_CHUNKS if args.quick else CHUNKS
     with bar("comparing the methods on the document") as update:
@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
             loaded,
             list(COMPARED),
             [Document(DOCUMENT, text)],
-            LENGTH,
-            chunks,
+            Protocol(LENGTH, chunks),
             [budget],
             progress=lambda done, total, note: update(done, total, ""),
         )

@@ -1,4 +1,4 @@
-"""`sparsight generate`: continue or answer a prompt, dense or reading only the tokens that a method chooses."""
+"""`sparsight generate`: continue or answer prompts, dense or reading only the tokens that a method chooses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, StorageError, TextError
 from .console import spinner
-from .options import add_budget_option, add_model_options, add_seed_option, add_select_option, load_model, make_plan
+from .options import (
+    add_budget_option,
+    add_model_options,
+    add_rule_options,
+    add_seed_option,
+    add_select_option,
+    load_model,
+    make_plan,
+)
 
 if TYPE_CHECKING:
     from ..models import LoadedModel
@@ -19,24 +27,35 @@ if TYPE_CHECKING:
 LARGEST_PROMPT = 16 * 2**20
 """Bytes. More would only be tokenised for a long time to find that no model has room for it."""
 
+RULE = ("sinks", "window", "neighbours", "interval")
+"""What a result says of the rule that it was made by."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb."""
     parser = subparsers.add_parser(
         "generate",
-        help="continue or answer a prompt",
-        description="Continue or answer a prompt. The text appears on standard output as it is made.",
+        help="continue or answer a prompt, or several",
+        description="Continue or answer a prompt. The text appears on standard output as it is made. With several prompts, which are "
+        "worked on together, or with beams it appears at the end; several answers come in the order of the prompts, each under a "
+        "line such as '--- 1 of 2 ---'.",
     )
     add_model_options(parser)
     add_select_option(parser)
     add_budget_option(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="text to continue or, with --chat, to answer")
+    add_rule_options(parser)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue or, with --chat, to answer; give it again for each further prompt",
+    )
     parser.add_argument(
         "--prompt-file",
         metavar="P",
         help="file in UTF-8 with the prompt, - for standard input; one final line end is dropped",
     )
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="stop after N tokens (default: 64)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0, the default, is greedy"
@@ -48,19 +67,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="P",
         help="sample from the likeliest tokens of this joint probability (default: 1)",
     )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        metavar="N",
+        help="hypotheses of beam search, not with --temperature (default: 1)",
+    )
     add_seed_option(parser, "of the sampling")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of the text")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one line of JSON at the end instead of the text: an object, or with several prompts an array of one object each",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    prompt = read_prompt(args.prompt, args.prompt_file)
+    prompts = read_prompts(args.prompt, args.prompt_file)
     loaded = load_model(args)
-    plan = make_plan(loaded, args.select, args.budget)
+    plan = make_plan(loaded, args.select, args.budget, args)
     from ..runtime import generate
 
-    with spinner("generating" if args.json else "reading the prompt") as stop:
+    streaming = not args.json and len(prompts) == 1 and args.beams == 1
+    with spinner("reading the prompt" if streaming else "generating") as stop:
 
         def show(piece: str) -> None:
             stop()
@@ -69,28 +100,46 @@ def run(args: argparse.Namespace) -> int:
 
         made = generate(
             loaded,
-            prompt,
+            prompts,
             plan,
             chat=args.chat,
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             top_p=args.top_p,
+            beams=args.beams,
             seed=args.seed,
-            stream=None if args.json else show,
+            stream=show if streaming else None,
         )
     if args.json:
-        sys.stdout.write(json.dumps(as_json(made, loaded, args.select, plan, args.seed), ensure_ascii=False) + "\n")
+        objects = [as_json(one, loaded, args.select, plan, args.seed) for one in made]
+        sys.stdout.write(json.dumps(objects if len(objects) > 1 else objects[0], ensure_ascii=False) + "\n")
         return 0
-    if not made.text.endswith("\n"):
-        sys.stdout.write("\n")
+    for number, one in enumerate(made, 1):
+        if len(made) > 1:
+            sys.stdout.write(f"--- {number} of {len(made)} ---\n")
+        sys.stdout.write(("" if streaming else one.text) + ("" if one.text.endswith("\n") else "\n"))
     sys.stdout.flush()
     if sys.stderr.isatty():
-        sys.stderr.write(f"[{summary(made)}]\n")
+        for one in made:
+            sys.stderr.write(f"[{summary(one)}]\n")
     return 0
 
 
-def read_prompt(prompt: str | None, file: str | None) -> str:
-    """The prompt given as text or as a file.
+def read_prompts(prompts: list[str] | None, file: str | None) -> list[str]:
+    """The prompts given as text, or the one in a file.
+
+    Raises
+    ------
+    ConfigError, TextError, StorageError
+        See `read_prompt`.
+    """
+    if prompts is None or file is not None or len(prompts) == 1:
+        return [read_prompt(prompts[0] if prompts else None, file)]
+    return [read_prompt(prompt, None, f"--prompt number {number}") for number, prompt in enumerate(prompts, 1)]
+
+
+def read_prompt(prompt: str | None, file: str | None, name: str = "--prompt") -> str:
+    """The prompt given as text, called `name` in errors, or as a file.
 
     Raises
     ------
@@ -105,14 +154,22 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         how = "both --prompt and --prompt-file are given" if file is not None else "there is no prompt"
         raise ConfigError(f"{how}; give either --prompt TEXT or --prompt-file P")
     if prompt is not None:
-        where = "--prompt"
         try:
-            data = prompt.encode("utf-8", errors="surrogateescape")
+            return as_text(prompt.encode("utf-8", errors="surrogateescape"), name)
         except UnicodeEncodeError as error:
-            raise TextError(f"--prompt is not valid text ({error.reason}); give it in UTF-8") from error
-    else:
-        where = "standard input" if file == "-" else f"prompt file '{file}'"
-        data = _read(file, where)
+            raise TextError(f"{name} is not valid text ({error.reason}); give it in UTF-8") from error
+    where = "standard input" if file == "-" else f"prompt file '{file}'"
+    return as_text(_read(file, where), where).removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+
+
+def as_text(data: bytes, where: str) -> str:
+    """The text that bytes hold.
+
+    Raises
+    ------
+    TextError
+        If it is empty, too large or not UTF-8.
+    """
     if len(data) > LARGEST_PROMPT:
         raise TextError(
             f"{where} has more than {LARGEST_PROMPT // 2**20} MiB, which no supported model has room for; shorten it"
@@ -123,9 +180,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         raise TextError(
             f"{where} is not UTF-8, byte 0x{data[error.start]:02x} at offset {error.start}; save it as UTF-8"
         ) from error
-    if prompt is None:
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
-    if not text.strip():
+    if not text.removeprefix("\ufeff").strip():
         raise TextError(f"{where} is {'only white space' if text else 'empty'}; give some text to continue")
     return text
 
@@ -144,7 +199,7 @@ def _read(file: str, where: str) -> bytes:
 
 
 def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Plan | None, seed: int) -> dict[str, Any]:
-    """The result with all that is needed to get it again beside the prompt and the sampling settings."""
+    """The result with all that is needed to get it again beside the prompt and the sampling settings; times are of the whole batch."""
     return {
         "text": made.text,
         "token_ids": made.token_ids,
@@ -156,6 +211,8 @@ def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Pla
         "share_read": made.share_read,
         "select": select or "dense",
         "budget": None if plan is None else str(plan.budget),
+        "rule": None if plan is None else {key: getattr(plan.rule, key) for key in RULE},
+        "index_dtype": None if plan is None else getattr(plan.selector.config, "index_dtype", None),
         "seed": seed,
         "model": loaded.name,
         "model_hash": loaded.fingerprint,
@@ -164,9 +221,12 @@ def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Pla
 
 def summary(made: Generation) -> str:
     """What the generation took, in a few words."""
+    prompt = f"{made.prompt_tokens:,} tokens of prompt" + (
+        f", {made.reused_tokens:,} of them kept from before" if made.reused_tokens else ""
+    )
     pace = f"{len(made.token_ids)} new tokens in {made.seconds:.1f} s, {_speed(made):.1f} a second"
     read = f"; {made.share_read:.1%} of the cached tokens read where layers choose" if made.share_read < 1 else ""
-    return f"{made.prompt_tokens:,} tokens of prompt, {pace}{read}"
+    return f"{prompt}, {pace}{read}"
 
 
 def _speed(made: Generation) -> float:

@@ -60,6 +60,19 @@ def add_budget_option(parser: argparse.ArgumentParser, many: bool = False) -> No
     )
 
 
+def add_rule_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--interval`, `--neighbours` and `--index-dtype`."""
+    parser.add_argument(
+        "--interval", type=int, default=1, metavar="N", help="choose at every N-th step, keep the choice between (default: 1)"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="each chosen token brings the N behind it, within the budget (default: 0)"
+    )
+    parser.add_argument(
+        "--index-dtype", choices=("int8", "int4", "bf16"), help="what a predictor keeps its importance keys in (default: its own, int8)"
+    )
+
+
 def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     """Add `--seed`, default 0."""
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help=f"{what} (default: 0)")
@@ -113,30 +126,30 @@ def load_model(args: argparse.Namespace) -> LoadedModel:
         return load(args.model, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype])
 
 
-def make_plan(
-    loaded: LoadedModel, select: str | None, budget: Budget | None, sinks: int = 4, window: int = 32
-) -> Plan | None:
-    """The plan of `--select` and `--budget`, or None for dense.
+def make_plan(loaded: LoadedModel, select: str | None, budget: Budget | None, args: argparse.Namespace | None = None) -> Plan | None:
+    """The plan of `--select`, `--budget` and the options of `add_rule_options` in `args`; None for dense.
 
     Raises
     ------
     ConfigError
-        If there is a budget but no method, or the method or one of its settings is unknown.
+        If there is a budget or a rule but no method, or the method or one of its settings is unknown.
     ArtifactError, StorageError
         If the predictor cannot be used with this model, or not be read.
     BudgetError
         If the budget does not hold sinks and window.
     """
-    from ..runtime import Budget, Plan
+    from ..runtime import Budget, Plan, Rule
     from ..tokens.pretrained import resolve
 
+    given = {key: getattr(args, key, None) for key in ("interval", "neighbours")} if args is not None else {}
+    rule = Rule(**{key: value for key, value in given.items() if value is not None})
+    index_dtype = getattr(args, "index_dtype", None)
     if select is None:
-        if budget is not None:
-            raise ConfigError(
-                f"--budget {budget} needs a method that chooses the tokens; add --select foresight, or leave it out"
-            )
+        asked = {"budget": budget, "interval": rule.interval > 1, "neighbours": rule.neighbours, "index-dtype": index_dtype}
+        for option in (option for option, value in asked.items() if value):
+            raise ConfigError(f"--{option} needs a method that chooses the tokens; add --select foresight, or leave it out")
         return None
-    selector = resolve(select, loaded)
+    selector = resolve(select, loaded, index_dtype)
     if not selector.selects:
         return None
-    return Plan(selector, budget or Budget.parse(DEFAULT_BUDGET), sinks, window)
+    return Plan(selector, budget or Budget.parse(DEFAULT_BUDGET), rule)

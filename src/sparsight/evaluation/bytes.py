@@ -11,22 +11,26 @@ from ..tokens import Selector
 ELEMENT = 2
 
 
-def kv_bytes(anatomy: Anatomy, layer: int, tokens: int, length: int) -> int:
+def kv_bytes(anatomy: Anatomy, layer: int, tokens: float, length: int) -> float:
     """Bytes of keys and values of `tokens` tokens at a layer; a sliding-window layer is counted whole, as if it were dense."""
     read = tokens if layer in anatomy.full_attention else length
     return 2 * ELEMENT * read * anatomy.kv_heads * anatomy.head_dim
 
 
-def bytes_per_token(anatomy: Anatomy, selector: Selector, budget: int, length: int) -> dict[str, float]:
+def bytes_per_token(
+    anatomy: Anatomy, selector: Selector, budget: float, length: int, interval: int = 1
+) -> dict[str, float]:
     """Bytes read in one decode step with `length` tokens in the cache.
 
     Parameters
     ----------
     anatomy : Anatomy
     selector : Selector
-    budget : int
+    budget : float
         Tokens a KV head reads in selecting layers; at or above `length` nothing is selected and nothing of the predictor is read.
     length : int
+    interval : int
+        Importance keys are read at every n-th step only; the predictor's weights are counted at each, as some make the keys.
 
     Returns
     -------
@@ -38,7 +42,7 @@ def bytes_per_token(anatomy: Anatomy, selector: Selector, budget: int, length: i
     parts = {
         "weights": float(ELEMENT * anatomy.weight_elements()["total"]),
         "kv": float(kv),
-        "index": float(sum(selector.index_bytes(i, length) for i in selecting)),
+        "index": float(sum(selector.index_bytes(i, length) for i in selecting)) / interval,
         "predictor": float(ELEMENT * (selector.parameter_count() + selector.extra_weight_elements()))
         if selecting
         else 0.0,

@@ -6,18 +6,21 @@ import math
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import BudgetError, ConfigError, SparsightError, TextError
 from ..models import LoadedModel
-from ..runtime import Budget, Plan
-from ..tokens import Selector
+from ..runtime import Budget, Rule
+from ..tokens import Geometry, Selector, create
 from ..tokens.pretrained import resolve
 from ..training.text import Document, chunks, hash_documents, overlap, token_stream
+from ..training.thresholds import calibrate_thresholds
 from .bytes import bytes_per_token, state_fraction
 from .intervals import clustered_mean
 from .recall import RecallProbe, recall_figures
@@ -35,23 +38,87 @@ class GateError(SparsightError):
     """The order oracle >= method >= random does not hold: the harness or the method is broken."""
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How text is scored.
+
+    Attributes
+    ----------
+    length : int
+        Tokens a chunk, the model's start tokens included.
+    count : int
+        Chunks, evenly spread.
+    scored : int
+        Last positions of a chunk that are scored, at most a quarter of it; all of them where the prefill is simulated.
+    rule : Rule
+        How importance becomes a choice.
+    simulate_prefill : bool
+        Mask every row as if it were a decode step, each with its budget of what it sees (arXiv:2503.07518's way: nothing is prefilled
+        densely). Only so do short texts, which are mostly prompt, say anything about selection.
+    thresholds : bool
+        Cut importance at thresholds calibrated on the text that comes with the package, instead of a fixed count.
+    """
+
+    length: int = 1024
+    count: int = 64
+    scored: int = 256
+    rule: Rule = Rule()
+    simulate_prefill: bool = False
+    thresholds: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows scored in a chunk."""
+        return self.length if self.simulate_prefill else min(self.scored, self.length // 4)
+
+    @property
+    def context(self) -> int:
+        """Tokens that bytes are stated at: a chunk's length, or what a row sees in the middle."""
+        return (self.length + 1) // 2 if self.simulate_prefill else self.length
+
+    def budget(self, budget: Budget) -> int | Tensor | None:
+        """Tokens that a chooser reads, for all scored rows or `(rows,)` each; None where nothing is left out.
+
+        Raises
+        ------
+        BudgetError
+        """
+        if budget.at(self.length) >= self.length:
+            return None
+        if not self.simulate_prefill:
+            try:
+                return self.rule.check_room(budget.at(self.length))
+            except BudgetError as error:
+                raise BudgetError(f"at length {self.length}, budget {budget}: {error}") from None
+        return torch.tensor([min(max(budget.at(n), self.rule.least), n) for n in range(1, self.length + 1)])
+
+    def stated(self) -> dict[str, Any]:
+        """What a result's configuration says of it; what is at its default is left out."""
+        told = {"sinks": self.rule.sinks, "window": self.rule.window}
+        for key in ("neighbours", "interval", "per_query_head"):
+            if (value := getattr(self.rule, key)) != getattr(Rule(), key):
+                told[key] = value
+        return {**told, **{key: True for key in ("simulate_prefill", "thresholds") if getattr(self, key)}}
+
+
+PAPER_RULE = Rule(sinks=4, window=0, per_query_head=True)
+"""TokenButler's (arXiv:2503.07518v1): a choice a query head, four sinks, no window. The sinks count inside the budget here."""
+
+
 def evaluate(
     loaded: LoadedModel,
     specs: Sequence[str],
     documents: Sequence[Document],
-    length: int = 1024,
-    count: int = 64,
+    protocol: Protocol | None = None,
     budgets: Sequence[Budget | str] = ("1/8",),
     *,
     seed: int = 0,
-    scored: int = 256,
-    sinks: int = 4,
-    window: int = 32,
+    index_dtype: str | None = None,
     allow_trained_text: bool = False,
     result: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score the last positions of evenly spread chunks, dense and under each selector, and measure what each chooses.
+    """Score evenly spread chunks of text, dense and under each selector, and measure what each chooses.
 
     Parameters
     ----------
@@ -59,18 +126,13 @@ def evaluate(
     specs : sequence of str
         `NAME` or `NAME=ARTIFACT` (`tokens.pretrained.resolve`); "dense" is always there.
     documents : sequence of Document
-    length : int
-        Tokens a chunk.
-    count : int
-        Chunks.
+    protocol : Protocol, optional
     budgets : sequence of Budget or str
-        Each means a constant number of tokens, the fraction of `length` rounded up.
+        A fraction is of the chunk's length, rounded up; of what each row sees where the prefill is simulated.
     seed : int
         Of `random`.
-    scored : int
-        Last positions of a chunk that are scored, at most a quarter of it.
-    sinks, window : int
-        Tokens always read, counted inside the budget.
+    index_dtype : {"int8", "int4", "bf16"}, optional
+        What importance keys are kept in, for all predictors, in place of their own setting.
     allow_trained_text : bool
         Evaluate even on text that a predictor was trained on.
     result : path, optional
@@ -90,28 +152,27 @@ def evaluate(
     GateError
         If the oracle keeps less attention mass than a method, or a method less than `random`.
     """
-    budgets = [Budget.parse(b) for b in budgets]
-    selectors = _selectors(loaded, specs, seed)
-    tokens = {str(b): _tokens(b, length, selectors, sinks, window) for b in budgets}
-    scored = min(scored, length // 4)
-    pieces = cut(loaded, documents, length, count, scored)
+    protocol = protocol or Protocol()
+    budgets = {str(b): b for b in map(Budget.parse, budgets)}
+    selectors = _selectors(loaded, specs, seed, index_dtype)
+    tokens = {label: protocol.budget(budget) for label, budget in budgets.items()}
+    pieces = cut(loaded, documents, protocol)
     known = _refuse_known_text(selectors, pieces, allow_trained_text)
-    file = ResultFile(
-        result, _configuration(loaded, selectors, documents, length, count, tokens, seed, scored, sinks, window)
-    )
+    file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed))
     if (finished := file.finished()) is not None:
         check_gate(finished)
         return finished
     done = file.chunks_done()
+    rules = _Rules(loaded, selectors, budgets, protocol, progress) if len(done) < len(pieces) else None
     for i, piece in enumerate(pieces):
         if progress is not None:
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
         if i not in done:
-            done[i] = _measure(loaded, selectors, piece, tokens, sinks, window)
+            done[i] = _measure(loaded, selectors, piece, tokens, rules)
             file.add(i, done[i])
     outcome = file.finish(
         {
-            **_figures(loaded, selectors, [done[i] for i in range(len(pieces))], pieces, tokens),
+            **_figures(loaded, selectors, [done[i] for i in range(len(pieces))], pieces, tokens, protocol),
             "trained_text_share": known,
             "versions": versions(),
         }
@@ -120,23 +181,51 @@ def evaluate(
     return outcome
 
 
-def cut(loaded: LoadedModel, documents: Sequence[Document], length: int, count: int, scored: int) -> list[Chunk]:
+class _Rules:
+    """The rule of each method and budget: the protocol's; the oracle and random choose plainly, as ceiling and floor."""
+
+    def __init__(self, loaded, selectors, budgets, protocol, progress) -> None:
+        self._plain = replace(protocol.rule, neighbours=0, interval=1)
+        self._rule = protocol.rule
+        self._cut: dict[tuple[str, str], Rule] = {}
+        if protocol.thresholds:
+            oracle = {"oracle": create("oracle", Geometry.of(loaded.anatomy))}
+            for name, selector in {**oracle, **selectors}.items():
+                for label, budget in budgets.items():
+                    if selector.scores_logits and budget.at(protocol.length) < protocol.length:
+                        rule = self._plain if name == "oracle" else self._rule
+                        cuts = calibrate_thresholds(loaded, selector, protocol.length, budget, rule, progress=progress)
+                        self._cut[name, label] = replace(rule, thresholds=cuts)
+
+    def __call__(self, name: str, label: str) -> Rule:
+        plain = self._plain if name in ("oracle", "random") else self._rule
+        return self._cut.get((name, label), plain)
+
+
+def cut(loaded: LoadedModel, documents: Sequence[Document], protocol: Protocol) -> list[Chunk]:
     """Evenly spread chunks of the documents' token stream; a chunk belongs to the document of its first scored token.
+
+    Each begins with the tokens that the model's tokenizer puts in front of every text, if there are any.
 
     Raises
     ------
     TextError
-        If the text is too short, or `length` is over the model's context.
+        If the text is too short, or the length is over the model's context.
     """
+    length, start = protocol.length, torch.tensor(loaded.start_tokens, dtype=torch.long)
     if not 8 <= length <= loaded.anatomy.context_length:
         raise TextError(
             f"length {length} is outside 8..{loaded.anatomy.context_length}, the context of {loaded.name}; change --length"
         )
     ids, owner = token_stream(documents, loaded.tokenizer)
-    stream = torch.from_numpy(ids)
+    stream, own = torch.from_numpy(ids), length - len(start)
     return [
-        Chunk(stream[s : s + length + 1], scored, documents[owner[s + length - scored]].name)
-        for s in chunks(ids, length, count).tolist()
+        Chunk(
+            torch.cat([start, stream[s : s + own + 1]]),
+            protocol.rows,
+            documents[owner[s + max(own - protocol.rows, 0)]].name,
+        )
+        for s in chunks(ids, own, protocol.count).tolist()
     ]
 
 
@@ -148,22 +237,12 @@ def versions() -> dict[str, str]:
     return {**known, **{package: version(package) for package in ("torch", "transformers")}}
 
 
-def _selectors(loaded: LoadedModel, specs: Sequence[str], seed: int) -> dict[str, Selector]:
+def _selectors(loaded: LoadedModel, specs: Sequence[str], seed: int, index_dtype: str | None) -> dict[str, Selector]:
     wanted = [spec for spec in specs if spec != "dense"]
     if duplicates := {spec for spec in wanted if wanted.count(spec) > 1}:
         raise ConfigError(f"--select names {', '.join(sorted(duplicates))} more than once; give each method once")
     seeded = {"random": f"random:seed={seed}"}
-    return {spec: resolve(seeded.get(spec, spec), loaded) for spec in ("dense", *wanted)}
-
-
-def _tokens(budget: Budget, length: int, selectors: dict[str, Selector], sinks: int, window: int) -> int:
-    tokens = budget.at(length)
-    if tokens < length:
-        try:
-            Plan(selectors["dense"], budget, sinks, window).check_room(tokens)
-        except BudgetError as error:
-            raise BudgetError(f"at length {length}, budget {budget}: {error}") from None
-    return tokens
+    return {spec: resolve(seeded.get(spec, spec), loaded, index_dtype) for spec in ("dense", *wanted)}
 
 
 def _refuse_known_text(selectors: dict[str, Selector], pieces: list[Chunk], allowed: bool) -> dict[str, float]:
@@ -178,7 +257,7 @@ def _refuse_known_text(selectors: dict[str, Selector], pieces: list[Chunk], allo
     return shares
 
 
-def _configuration(loaded, selectors, documents, length, count, tokens, seed, scored, sinks, window) -> dict[str, Any]:
+def _configuration(loaded, selectors, documents, protocol, tokens, seed) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": loaded.name,
@@ -186,14 +265,20 @@ def _configuration(loaded, selectors, documents, length, count, tokens, seed, sc
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "data_hash": hash_documents(documents),
         "methods": {name: f"{_weights_hash(s)}{s.config}" for name, s in selectors.items()},
-        "length": length,
-        "chunks": count,
-        "budgets": tokens,
+        "length": protocol.length,
+        "chunks": protocol.count,
+        "budgets": {label: _stated_tokens(t, protocol) for label, t in tokens.items()},
         "seed": seed,
-        "scored": scored,
-        "sinks": sinks,
-        "window": window,
+        "scored": protocol.rows,
+        **protocol.stated(),
     }
+
+
+def _stated_tokens(tokens: int | Tensor | None, protocol: Protocol) -> float:
+    """A budget as one number: its mean over rows."""
+    if tokens is None:
+        return protocol.length
+    return tokens if isinstance(tokens, int) else round(float(tokens.double().mean()), 3)
 
 
 def _weights_hash(selector: Selector) -> str:
@@ -201,60 +286,71 @@ def _weights_hash(selector: Selector) -> str:
     return f"{artifact.sha256} " if artifact is not None else ""
 
 
-def _measure(loaded, selectors, piece: Chunk, tokens: dict[str, int], sinks: int, window: int) -> dict[str, Any]:
-    """One chunk: mean NLL dense and for each method and budget, and the sums of the recall probe."""
-    scorer = Scorer(loaded, piece, sinks, window)
-    selecting = sorted({t for t in tokens.values() if t < piece.length})
-    probe = RecallProbe(loaded.anatomy, selectors, selecting, sinks, window) if selecting else None
-    nll = {"dense": float(scorer.nll(observe=probe).mean())}
+def _measure(loaded, selectors, piece: Chunk, tokens: dict[str, int | Tensor | None], rules: _Rules) -> dict[str, Any]:
+    """One chunk: mean NLL dense and for each method and budget, the share of tokens read, and the sums of the recall probe."""
+    device = loaded.model.device
+    budgets = {label: t if isinstance(t, int) else t.to(device) for label, t in tokens.items() if t is not None}
+    history = sorted({p for s in selectors.values() for p in s.history})
+    scorer = Scorer(loaded, piece, rules("dense", next(iter(tokens))), history)
+    probe = RecallProbe(loaded.anatomy, selectors, budgets, rules) if budgets else None
+    nll, share = {"dense": float(scorer.nll(observe=probe)[0].mean())}, {}
     for name, selector in selectors.items():
-        for t in selecting:
+        for label, budget in budgets.items():
             if selector.selects:
-                nll[f"{name}|{t}"] = float(scorer.nll(selector, t).mean())
-    return {"nll": nll, "recall": dict(probe.sums) if probe else {}}
+                losses, seen = scorer.nll(selector, budget, rule=rules(name, label))
+                nll[f"{name}|{label}"] = float(losses.mean())
+                share[f"{name}|{label}"] = seen.read / seen.held
+    return {"nll": nll, "share": share, "recall": dict(probe.sums) if probe else {}}
 
 
-def _figures(loaded, selectors, measured, pieces, tokens) -> dict[str, Any]:
+def _figures(loaded, selectors, measured, pieces, tokens, protocol) -> dict[str, Any]:
     """The rows, and the gate's floor and ceiling at each budget."""
     sums: dict[str, float] = defaultdict(float)
     for chunk in measured:
         for key, value in chunk["recall"].items():
             sums[key] += value
     gate = {
-        label: [recall_figures(sums, name, t)["mass_outside"] for name in ("random", "oracle")]
+        label: [recall_figures(sums, name, label)["mass_outside"] for name in ("random", "oracle")]
         for label, t in tokens.items()
-        if t < pieces[0].length
+        if t is not None
     }
     rows = [
-        _row(loaded, name, selector, label, t, measured, pieces, sums)
-        for label, t in tokens.items()
+        _row(loaded, name, selector, label, measured, pieces, sums, protocol)
+        for label in tokens
         for name, selector in selectors.items()
     ]
     return {"rows": rows, "gate": gate}
 
 
-def _row(loaded, name, selector, label, tokens, measured, pieces, sums) -> dict[str, Any]:
-    """A row: method, budget, length, chunks, nll_delta and its 95 % interval (nats), recall figures, bytes, fractions."""
-    length, anatomy = pieces[0].length, loaded.anatomy
+def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dict[str, Any]:
+    """A row: method, budget, length, chunks, nll_delta and its 95 % interval (nats), recall figures, bytes, fractions.
+
+    `tokens` and `share_read` are of what was really read, by any query head of a KV head.
+    """
+    anatomy, key, rows = loaded.anatomy, f"{name}|{label}", protocol.rows
     dense = [chunk["nll"]["dense"] for chunk in measured]
-    nll = [chunk["nll"].get(f"{name}|{tokens}", chunk["nll"]["dense"]) for chunk in measured]
+    nll = [chunk["nll"].get(key, chunk["nll"]["dense"]) for chunk in measured]
     delta, interval = clustered_mean([a - b for a, b in zip(nll, dense, strict=True)], [p.cluster for p in pieces])
-    parts = bytes_per_token(anatomy, selector, tokens, length)
+    share = sum(chunk["share"].get(key, 1.0) for chunk in measured) / len(measured)
+    mean_context = protocol.length - (rows - 1) / 2
+    tokens = round(share * mean_context, 2) if share < 1 else protocol.context
+    parts = bytes_per_token(anatomy, selector, tokens, protocol.context, protocol.rule.interval)
     return {
         "method": name,
         "budget": label,
-        "tokens": tokens if selector.selects else length,
-        "length": length,
+        "tokens": tokens,
+        "share_read": share,
+        "length": protocol.length,
         "chunks": len(pieces),
         "clusters": len({p.cluster for p in pieces}),
         "nll": sum(nll) / len(nll),
         "perplexity": math.exp(sum(nll) / len(nll)),
         "nll_delta": delta,
         "nll_delta_ci": list(interval) if interval else None,
-        **recall_figures(sums, name, tokens),
+        **recall_figures(sums, name, label),
         "bytes_per_token": parts["total"],
         "bytes": parts,
-        "state_fraction": state_fraction(anatomy, selector, length),
+        "state_fraction": state_fraction(anatomy, selector, protocol.context),
         "parameters_fraction": selector.parameter_count() / sum(p.numel() for p in loaded.model.parameters()),
         "deployable": selector.deployable,
     }

@@ -6,6 +6,7 @@ Sinks and the recent window are read by every method and are left out: counting 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,8 +14,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ..models import Anatomy
-from ..ops import attention_weights, keep_mask, masked_attention, select_tokens, selectable_tokens
-from ..tokens import Geometry, Selector, create
+from ..ops import attention_weights, keep_mask, masked_attention
+from ..runtime import Rule, pick, score
+from ..tokens import Geometry, Index, Rows, Selector, create
+
+RuleOf = Callable[[str, str], Rule]
+"""rule_of(method, budget label): the rule by which a method chooses at a budget"""
 
 
 class RecallProbe:
@@ -25,8 +30,8 @@ class RecallProbe:
     anatomy : Anatomy
     selectors : dict of name to Selector
         "oracle" and "random" are added if missing: the gate needs them.
-    budgets : list of int
-    sinks, window : int
+    budgets : dict of label to int or (scored,) int64
+    rule_of : callable
     every : int
         Look at every n-th scored row; outputs at every 4n-th, ranks at every 16n-th: they cost more and vary less.
     """
@@ -35,46 +40,49 @@ class RecallProbe:
         self,
         anatomy: Anatomy,
         selectors: dict[str, Selector],
-        budgets: list[int],
-        sinks: int,
-        window: int,
+        budgets: dict[str, int | Tensor],
+        rule_of: RuleOf,
         every: int = 4,
     ) -> None:
         geometry = Geometry.of(anatomy)
-        floor_and_ceiling = {name: create(name, geometry) for name in ("oracle", "random")}
-        self.selectors = {**floor_and_ceiling, **{name: s for name, s in selectors.items() if s.selects}}
+        always = {name: create(name, geometry) for name in ("oracle", "random")}
+        self.selectors = {name: s for name, s in {**always, **selectors}.items() if s.selects}
         self.producers = tuple(sorted({p for s in self.selectors.values() for p in s.producers}))
-        self.budgets, self.sinks, self.window, self.every = budgets, sinks, window, every
+        self.budgets, self.rule_of, self.every = budgets, rule_of, every
         self.sums: dict[str, float] = defaultdict(float)
         self._previous: Tensor | None = None
+        self._indexes: dict[str, Index | None] = {name: s.new_index() for name, s in self.selectors.items()}
 
-    def __call__(
-        self, handler, layer: int, queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, first: Tensor
-    ) -> None:
-        """Look at one layer of the dense pass; shapes as in `runtime.Handler.attend`."""
-        pick = torch.arange(self.every - 1, len(positions), self.every, device=positions.device)
-        rows = handler.rows(layer, queries[:, :, pick], keys, None, positions[pick], first, keep=pick)
-        weights = attention_weights(rows.queries, keys, rows.visible, rows.scaling)
+    def __call__(self, handler, seen: Rows, values: Tensor) -> None:
+        """Look at one layer of the dense pass: the scored rows, and values `(batch, kv_heads, tokens, head_dim)`."""
+        pick_rows = torch.arange(self.every - 1, len(seen.positions), self.every, device=seen.positions.device)
+        queries, positions = seen.queries[:, :, pick_rows], seen.positions[pick_rows]
+        rows = handler.rows(seen.layer, queries, seen.keys, None, positions, keep=pick_rows)
+        everything = handler.every_row(seen.layer, seen.keys)
+        weights = attention_weights(rows.queries, rows.keys, rows.visible, rows.scaling)
         previous, self._previous = self._previous, weights
         rows.previous_attention = lambda: previous
-        truth = weights.unflatten(1, (keys.shape[1], -1)).sum(dim=2)
-        selectable = selectable_tokens(rows.positions, first, keys.shape[2], self.sinks, self.window)
-        chosen: dict[tuple[str, int], Tensor] = {}
+        truth = weights.unflatten(1, (rows.choosers, -1)).sum(dim=2)
+        selectable = self.rule_of("oracle", next(iter(self.budgets))).selectable(rows)
+        chosen: dict[tuple[str, str], Tensor] = {}
         for name, selector in self.selectors.items():
-            if layer not in selector.layers:
+            if seen.layer not in selector.layers:
                 continue
-            rows.index = selector.index_of(layer, keys)
-            importance = selector.importance(rows)
-            for budget in self.budgets:
-                indices = select_tokens(importance, rows.visible, selectable, budget)
-                chosen[name, budget] = keep_mask(indices, rows.visible)
+            rows.index = self._indexes[name]
+            if rows.index is not None:
+                rows.index.extend(everything)
+            importance = score(selector, rows, self.rule_of(name, next(iter(self.budgets))))
+            for label, budget in self.budgets.items():
+                rule = self.rule_of(name, label)
+                each = budget if isinstance(budget, int) else budget[pick_rows][None, None]
+                chosen[name, label] = keep_mask(pick(importance, rows, each, rule), rows.visible)
             self._rank(name, importance, truth, selectable)
-        dense = self._some_outputs(rows, values, rows.visible.expand(-1, keys.shape[1], -1, -1))
-        for (name, budget), keep in chosen.items():
-            self._mass(name, budget, keep & selectable, chosen["oracle", budget] & selectable, truth, selectable)
+        dense = self._some_outputs(rows, values, rows.visible.expand(-1, seen.keys.shape[1], -1, -1))
+        for (name, label), keep in chosen.items():
+            self._mass(name, label, keep & selectable, chosen["oracle", label] & selectable, truth, selectable)
             relative = (self._some_outputs(rows, values, keep) - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
-            self.sums[f"{name}|{budget}|error"] += float(relative.sum())
-            self.sums[f"{name}|{budget}|outputs"] += relative.numel()
+            self.sums[f"{name}|{label}|error"] += float(relative.sum())
+            self.sums[f"{name}|{label}|outputs"] += relative.numel()
 
     def _mass(self, name, budget, keep, best, truth, selectable) -> None:
         self.sums[f"{name}|{budget}|mass"] += float((truth * keep).sum())
@@ -119,7 +127,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (x * y).sum(axis=-1) / np.where(norm > 0, norm, 1.0)
 
 
-def recall_figures(sums: dict[str, float], name: str, budget: int) -> dict[str, float | None]:
+def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, float | None]:
     """Pooled figures of one method at one budget, from summed probes.
 
     Returns

@@ -7,6 +7,7 @@ decoding step by step (a test holds it to that). A mask saves nothing; it is onl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..ops import dense_attention, keep_mask, masked_attention, visible_tokens
-from ..runtime import Handler, SelectingCache, attached, choose
-from ..tokens import Dense, Geometry, Selector
+from ..ops import dense_attention, keep_mask, masked_attention
+from ..runtime import Handler, Rule, SelectingCache, attached, pick, remembered, score
+from ..tokens import Dense, Geometry, Index, Rows, Selector
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,80 @@ class Chunk:
 
 
 class MaskedPass(Handler):
-    """All scored rows at once under one selector and budget; `observe` may look at each layer's attention."""
+    """All scored rows at once under one selector; `observe` may look at each layer's attention.
 
-    def __init__(self, anatomy, selector: Selector, budget: int, sinks: int, window: int, observe=None) -> None:
+    Parameters
+    ----------
+    anatomy : Anatomy
+    selector : Selector
+    budget : int, (rows,) int64 or None
+        Tokens a chooser reads, one number for all rows or one each; None for dense.
+    rule : Rule
+    history : dict of int to Tensor
+        Residuals `(1, prefix, hidden)` that entered the layers of `Selector.history` before the scored rows.
+    observe : callable, optional
+
+    Attributes
+    ----------
+    read, held : int
+        Distinct tokens read and tokens there, summed over selecting layers, KV heads and rows; where each query head chooses, what any of
+        a KV head's reads counts.
+    """
+
+    def __init__(self, anatomy, selector: Selector, budget, rule: Rule, history: dict[int, Tensor], observe=None) -> None:
         super().__init__(anatomy)
-        self.selector, self.budget, self.sinks, self.window, self.observe = selector, budget, sinks, window, observe
-        self.selecting = set(selector.layers)
+        self.selector, self.budget, self.rule, self.history, self.observe = selector, budget, rule, history, observe
+        self.per_query_head = rule.per_query_head
+        self.selecting = set(selector.layers) if budget is not None else set()
+        self.index: Index | None = None
+        self.read = self.held = 0
+
+    def begin(self, kwargs):
+        self.index = self.selector.new_index()
+        return super().begin(kwargs)
+
+    def every_row(self, layer: int, keys: Tensor) -> Rows:
+        """`Rows` of all tokens, for an index that is built at once: without queries."""
+        rows = self.rows(layer, keys[:, :, :0], keys, None, torch.arange(keys.shape[2], device=keys.device))
+        rows.residual = lambda p: torch.cat([self.history[p], self.residuals[p]], dim=1)
+        return rows
 
     def attend(self, layer, queries, keys, values, mask, dense):
         if layer not in self.anatomy.full_attention:
             return dense()
         rows, tokens = queries.shape[2], keys.shape[2]
-        positions = torch.arange(tokens - rows, tokens, device=keys.device)
-        first = torch.zeros(1, dtype=torch.long, device=keys.device)
+        view = self.rows(layer, queries, keys, self.index, torch.arange(tokens - rows, tokens, device=keys.device))
         if self.observe is not None:
-            self.observe(self, layer, queries, keys, values, positions, first)
-        if layer in self.selecting and self.budget < tokens:
-            view = self.rows(layer, queries, keys, self.selector.index_of(layer, keys), positions, first)
-            indices = choose(self.selector, view, self.budget, self.sinks, self.window)
-            keep = keep_mask(indices, view.visible)
+            self.observe(self, view, values)
+        if layer in self.selecting:
+            if self.index is not None:
+                self.index.extend(self.every_row(layer, keys))
+            keep = keep_mask(self._choose(view), view.visible)
+            self._count(keep, view)
             out = masked_attention(queries, keys, values, keep, self.anatomy.scaling)
         else:
-            visible = visible_tokens(positions, first, tokens)
-            out = dense_attention(queries, keys, values, visible, self.anatomy.scaling)
+            out = dense_attention(queries, keys, values, view.visible, self.anatomy.scaling)
         if self.selector.needs_previous_attention:
-            self.remember_attention(queries, keys, positions, first)
+            self.remember_attention(view)
         return out
+
+    def _choose(self, rows: Rows) -> Tensor:
+        budget = self.budget if isinstance(self.budget, int) else self.budget[None, None]
+        importance = score(self.selector, rows, self.rule)
+        indices = pick(importance, rows, budget, self.rule)
+        if self.rule.interval == 1:
+            return indices
+        # The first row is where decoding begins: it and every n-th after it choose, the rows between use what was chosen last.
+        row = torch.arange(len(rows.positions), device=indices.device)
+        last = row - row % self.rule.interval
+        chosen = importance.gather(-1, indices.clamp_min(0))[:, :, last]
+        carried = remembered(chosen, indices[:, :, last], rows.keys.shape[2])
+        return pick(torch.where((row == last)[:, None], importance, carried), rows, budget, self.rule)
+
+    def _count(self, keep: Tensor, rows: Rows) -> None:
+        kv_heads = rows.keys.shape[1]
+        self.read += int(keep.unflatten(1, (kv_heads, -1)).any(dim=2).sum())
+        self.held += int(rows.visible.sum()) * kv_heads
 
 
 class Scorer:
@@ -77,26 +126,47 @@ class Scorer:
     ----------
     loaded : LoadedModel
     chunk : Chunk
-    sinks, window : int
+    rule : Rule
+    history : sequence of int
+        Layers whose entering residual the selectors' indexes are made from (`Selector.history`).
     """
 
-    def __init__(self, loaded: LoadedModel, chunk: Chunk, sinks: int, window: int) -> None:
-        self.loaded, self.chunk, self.sinks, self.window = loaded, chunk, sinks, window
+    def __init__(self, loaded: LoadedModel, chunk: Chunk, rule: Rule, history: Iterable[int] = ()) -> None:
+        self.loaded, self.chunk, self.rule = loaded, chunk, rule
         self.device = loaded.model.device
         ids = chunk.ids.to(self.device)
         self._prefix, self._rows = ids[: chunk.length - chunk.scored], ids[chunk.length - chunk.scored : chunk.length]
         self._targets = ids[chunk.length - chunk.scored + 1 :]
         self._dense = Dense(Dense.Config(), Geometry.of(loaded.anatomy))
         self._cache = SelectingCache(self._dense, loaded.model.config)
-        for layer in self._cache.layers:
-            if layer.is_sliding:  # each pass is taken back, and what slid out of the window with it
-                layer.activate_past_recording()
-        with torch.no_grad():
-            if len(self._prefix):
+        self._cache.record_past()  # each pass is taken back, and what slid out of the window with it
+        prefix = MaskedPass(loaded.anatomy, self._dense, None, rule, {})
+        if len(self._prefix):
+            with torch.no_grad(), attached(loaded.model, prefix, history):
                 loaded.anatomy.base()(self._prefix[None], past_key_values=self._cache, use_cache=True)
+        empty = torch.zeros(1, 0, loaded.anatomy.hidden_size, dtype=loaded.model.dtype, device=self.device)
+        self.history = {p: prefix.residuals.get(p, empty) for p in history}
 
-    def nll(self, selector: Selector | None = None, budget: int | None = None, observe=None) -> Tensor:
-        """Negative log-likelihood of the scored tokens in nats, `(scored,)` float32; dense without a selector.
+    def nll(
+        self, selector: Selector | None = None, budget: int | Tensor | None = None, observe=None, rule: Rule | None = None
+    ) -> tuple[Tensor, MaskedPass]:
+        """Score under a selector; dense without one.
+
+        Parameters
+        ----------
+        selector : Selector, optional
+        budget : int or (scored,) int64, optional
+            Tokens read, for all scored rows or each; dense without.
+        observe : RecallProbe, optional
+        rule : Rule, optional
+            In place of the scorer's.
+
+        Returns
+        -------
+        nll : (scored,) float32
+            Negative log-likelihood of the scored tokens in nats.
+        pass : MaskedPass
+            With the counts of what was read.
 
         Raises
         ------
@@ -104,8 +174,7 @@ class Scorer:
             If the logits are NaN.
         """
         selector = selector or self._dense
-        budget = budget or self.chunk.length
-        handler = MaskedPass(self.loaded.anatomy, selector, budget, self.sinks, self.window, observe)
+        handler = MaskedPass(self.loaded.anatomy, selector, budget, rule or self.rule, self.history, observe)
         producers = selector.producers if observe is None else observe.producers
         with torch.no_grad(), attached(self.loaded.model, handler, producers):
             hidden = self.loaded.anatomy.base()(
@@ -117,4 +186,4 @@ class Scorer:
             raise ModelError(
                 f"{self.loaded.name} gave NaN logits under {selector.name!r}; its weights are damaged or the dtype overflows"
             )
-        return F.cross_entropy(logits, self._targets, reduction="none").cpu()
+        return F.cross_entropy(logits, self._targets, reduction="none").cpu(), handler

@@ -5,22 +5,29 @@ Each is the PyTorch reference of its operation: the definition of correct that a
 
 from .attention import dense_attention, gathered_attention, masked_attention
 from .buffer import GrowingTensor
-from .importance import attention_weights, group_importance
-from .quantize import dequantize_channels, int8_scales, quantize_channels
-from .select import keep_mask, select_tokens, selectable_tokens, visible_tokens
+from .importance import REDUCTIONS, attention_weights, group_importance, grouped_scores, share_heads
+from .quantize import INDEX_DTYPES, channel_scales, index_bytes, pack_channels, unpack_channels
+from .select import UNUSED, keep_mask, select_tokens, selectable_tokens, spread_to_neighbours, visible_tokens
 
 __all__ = [
+    "INDEX_DTYPES",
+    "REDUCTIONS",
+    "UNUSED",
     "GrowingTensor",
     "attention_weights",
+    "channel_scales",
     "dense_attention",
-    "dequantize_channels",
     "gathered_attention",
     "group_importance",
-    "int8_scales",
+    "grouped_scores",
+    "index_bytes",
     "keep_mask",
     "masked_attention",
-    "quantize_channels",
+    "pack_channels",
     "select_tokens",
     "selectable_tokens",
+    "share_heads",
+    "spread_to_neighbours",
+    "unpack_channels",
     "visible_tokens",
 ]

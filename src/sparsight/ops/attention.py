@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .select import UNUSED
+
 
 def gathered_attention(queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, scaling: float) -> Tensor:
     """Attention of one row a sequence over the gathered rows of each KV head; nothing else of the cache is read.
@@ -15,6 +17,7 @@ def gathered_attention(queries: Tensor, keys: Tensor, values: Tensor, indices: T
     queries : (batch, query_heads, 1, head_dim)
     keys, values : (batch, kv_heads, tokens, head_dim)
     indices : (batch, kv_heads, 1, budget) int64
+        `UNUSED` entries are not attended to.
     scaling : float
 
     Returns
@@ -22,9 +25,10 @@ def gathered_attention(queries: Tensor, keys: Tensor, values: Tensor, indices: T
     (batch, query_heads, 1, head_dim)
     """
     batch, kv_heads, _, width = keys.shape
-    rows = indices.reshape(batch, kv_heads, -1, 1).expand(-1, -1, -1, width)
+    rows = indices.clamp_min(0).reshape(batch, kv_heads, -1, 1).expand(-1, -1, -1, width)
     grouped = queries.reshape(batch, kv_heads, -1, width)
     logits = (grouped @ keys.gather(2, rows).transpose(-1, -2)) * scaling
+    logits = logits.masked_fill(indices == UNUSED, float("-inf"))
     weights = torch.softmax(logits.float(), dim=-1).to(values.dtype)
     return (weights @ values.gather(2, rows)).view(queries.shape)
 
@@ -36,7 +40,8 @@ def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Tensor
     ----------
     queries : (batch, query_heads, rows, head_dim)
     keys, values : (batch, kv_heads, tokens, head_dim)
-    keep : (batch, kv_heads, rows, tokens) bool
+    keep : (batch, kv_heads or query_heads, rows, tokens) bool
+        One selection a KV head, or one a query head.
     scaling : float
 
     Returns
@@ -44,9 +49,12 @@ def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Tensor
     (batch, query_heads, rows, head_dim)
     """
     batch, kv_heads = keys.shape[:2]
-    group = queries.shape[1] // kv_heads
-    folded = queries.reshape(batch, kv_heads, group * queries.shape[2], -1)
-    mask = keep.repeat(1, 1, group, 1)
+    group, rows = queries.shape[1] // kv_heads, queries.shape[2]
+    folded = queries.reshape(batch, kv_heads, group * rows, -1)
+    if keep.shape[1] == kv_heads:
+        mask = keep.repeat(1, 1, group, 1)
+    else:
+        mask = keep.reshape(batch, kv_heads, group * rows, -1)
     return F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling).view(queries.shape)
 
 

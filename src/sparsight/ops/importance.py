@@ -48,35 +48,36 @@ def grouped_scores(queries: Tensor, keys: Tensor) -> Tensor:
     return (folded @ keys.transpose(-1, -2)).view(batch, heads, rows, tokens)
 
 
-def group_importance(scores: Tensor, visible: Tensor, kv_heads: int, reduction: str = "softmax-sum") -> Tensor:
-    """Reduce scores over the query heads that share a KV head.
+def group_importance(scores: Tensor, visible: Tensor, choosers: int, reduction: str = "softmax-sum") -> Tensor:
+    """Reduce scores over the query heads that choose together: those that share a KV head.
 
     Parameters
     ----------
     scores : (batch, heads, rows, tokens)
-        Logits, in the scale of attention logits; `heads` is `kv_heads` or a multiple of it.
+        Logits, in the scale of attention logits; `heads` is a multiple of `choosers`, or a divisor of it (heads that share a score).
     visible : (batch, 1, rows, tokens) bool
         Tokens a row may attend to.
-    kv_heads : int
+    choosers : int
+        Heads that choose: the KV heads, or the query heads where each has a choice of its own.
     reduction : {"softmax-sum", "max", "mean"}
         `softmax-sum` is the logarithm of the summed softmax, kept in the log domain: summed probabilities underflow to equal zeros, and
         a choice among equals is no choice.
 
     Returns
     -------
-    (batch, kv_heads, rows, tokens)
+    (batch, choosers, rows, tokens)
         Larger is more important; `-inf` where not visible.
     """
     batch, heads, rows, tokens = scores.shape
-    group = heads // kv_heads
+    group = heads // choosers
     hidden = ~visible
-    if group == 1:
-        return scores.float().masked_fill(hidden, float("-inf"))
+    if group <= 1:
+        return share_heads(scores.float().masked_fill(hidden, float("-inf")), choosers)
     # A finite stand-in for -inf keeps gradients finite where every head of the group is hidden.
     scores = scores.float().masked_fill(hidden, _HIDDEN)
     if reduction == "softmax-sum":
         scores = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
-    scores = scores.view(batch, kv_heads, group, rows, tokens)
+    scores = scores.view(batch, choosers, group, rows, tokens)
     if reduction == "softmax-sum":
         reduced = torch.logsumexp(scores, dim=2)
     elif reduction == "max":
@@ -86,3 +87,8 @@ def group_importance(scores: Tensor, visible: Tensor, kv_heads: int, reduction: 
     else:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     return reduced.masked_fill(hidden, float("-inf"))
+
+
+def share_heads(importance: Tensor, choosers: int) -> Tensor:
+    """`(batch, heads, rows, tokens)` to `(batch, choosers, rows, tokens)`: heads of a group share what is known a KV head."""
+    return importance.repeat_interleave(choosers // importance.shape[1], dim=1) if importance.shape[1] < choosers else importance

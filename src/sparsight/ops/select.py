@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNUSED = -1
+"""Stands in a selection where a row reads fewer tokens than another row of the batch."""
+
 
 def visible_tokens(positions: Tensor, first: Tensor, tokens: int) -> Tensor:
     """Which cached tokens a row may attend to.
@@ -37,29 +40,63 @@ def selectable_tokens(positions: Tensor, first: Tensor, tokens: int, sinks: int,
     return (past[None] & (index >= first[:, None, None] + sinks))[:, None]
 
 
-def select_tokens(importance: Tensor, visible: Tensor, selectable: Tensor, budget: int) -> Tensor:
-    """The `budget` distinct tokens a row reads: all that are visible but not selectable, then the most important.
+def select_tokens(importance: Tensor, visible: Tensor, selectable: Tensor, budget: int | Tensor) -> Tensor:
+    """The distinct tokens a row reads: all that are visible but not selectable, then the most important.
 
     Parameters
     ----------
-    importance : (batch, kv_heads, rows, tokens)
-        Compared in float32, or in float64 if it is that.
+    importance : (batch, heads, rows, tokens)
+        Compared in float32, or in float64 if it is that. One choice a head: `heads` is that of the KV heads, or of the query heads.
     visible, selectable : (batch, 1, rows, tokens) bool
-    budget : int
-        At most the number of visible tokens of the shortest row, at least its sinks and window.
+    budget : int or (batch, heads or 1, rows) int64
+        As one number: at most the visible tokens of the shortest row. As a tensor, rows may differ and are cut to what they see. At
+        least sinks and window.
 
     Returns
     -------
-    (batch, kv_heads, rows, budget) int64
-        Token indices in ascending order (rows of the cache are then read forwards).
+    (batch, heads, rows, largest budget) int64
+        Token indices in ascending order (rows of the cache are then read forwards), then `UNUSED` where a row has a smaller budget.
     """
     importance = importance if importance.dtype == torch.float64 else importance.float()
     order = importance.masked_fill(~selectable, float("inf")).masked_fill(~visible, float("-inf"))
-    return order.topk(budget, dim=-1, sorted=False).indices.sort(dim=-1).values
+    if isinstance(budget, int):
+        return order.topk(budget, dim=-1, sorted=False).indices.sort(dim=-1).values
+    budget = torch.minimum(budget, visible.sum(dim=-1)).expand(order.shape[:3])
+    tokens = order.shape[-1]
+    chosen = order.topk(int(budget.max()), dim=-1, sorted=True).indices
+    surplus = torch.arange(chosen.shape[-1], device=chosen.device) >= budget[..., None]
+    chosen = chosen.masked_fill(surplus, tokens).sort(dim=-1).values
+    return chosen.masked_fill(chosen == tokens, UNUSED)
 
 
 def keep_mask(indices: Tensor, visible: Tensor) -> Tensor:
-    """The selection as a mask, `(batch, kv_heads, rows, tokens)` bool; a row shorter than its budget keeps what is visible."""
-    batch, kv_heads, rows, _ = indices.shape
-    mask = torch.zeros(batch, kv_heads, rows, visible.shape[-1], dtype=torch.bool, device=indices.device)
-    return mask.scatter_(-1, indices, True) & visible
+    """The selection as a mask, `(batch, heads, rows, tokens)` bool; a row shorter than its budget keeps what is visible."""
+    batch, heads, rows, _ = indices.shape
+    tokens = visible.shape[-1]
+    mask = torch.zeros(batch, heads, rows, tokens + 1, dtype=torch.bool, device=indices.device)
+    mask.scatter_(-1, indices.masked_fill(indices == UNUSED, tokens), True)
+    return mask[..., :tokens] & visible
+
+
+def spread_to_neighbours(importance: Tensor, selectable: Tensor, neighbours: int) -> Tensor:
+    """Let each token also count as much as any of the `neighbours` tokens before it, so that what follows an important token comes along.
+
+    A maximum, so no token can be chosen twice and the budget holds whatever is fetched together (neighbour fetch of arXiv:2503.07518v2,
+    where fetched pairs may overlap and add to the budget).
+
+    Parameters
+    ----------
+    importance : (batch, heads, rows, tokens)
+    selectable : (batch, 1, rows, tokens) bool
+        Only tokens that are chosen by importance have something to pass on.
+    neighbours : int
+
+    Returns
+    -------
+    (batch, heads, rows, tokens)
+    """
+    own = importance.masked_fill(~selectable, float("-inf"))
+    spread = own.clone()
+    for step in range(1, min(neighbours, own.shape[-1] - 1) + 1):
+        torch.maximum(spread[..., step:], own[..., :-step], out=spread[..., step:])
+    return spread

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ConfigError
 from ..models import Anatomy, LoadedModel
-from ..ops import gathered_attention
-from ..tokens import Geometry
-from .attention import Handler, attached, first_real_tokens
-from .cache import SelectingCache, adopt
-from .plan import Plan, choose
+from ..ops import UNUSED, gathered_attention
+from ..tokens import Geometry, Rows
+from .attention import Handler, attached
+from .cache import Choice, SelectingCache, adopt
+from .plan import Plan
+from .rule import choose, pick, remembered, score
 
 Observer = Callable[[int, int, Tensor], None]
-"""Called as observer(length, layer, indices) for each selection, indices `(batch, kv_heads, 1, budget)`."""
+"""Called as observer(length, layer, indices) for each selection, indices `(batch, kv_heads, 1, budget)`, see `ops.select_tokens`."""
 
 
 class DecodeRun(Handler):
@@ -29,57 +30,75 @@ class DecodeRun(Handler):
     steps : int
         Decode steps in which at least one layer selected.
     tokens_read, tokens_held : int
-        Distinct tokens read, and tokens in the cache, summed over selecting layers, KV heads and steps.
+        Distinct tokens read, and tokens in the cache (padding not counted), summed over selecting layers, KV heads and steps.
     """
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, observer: Observer | None = None) -> None:
+    def __init__(self, anatomy: Anatomy, plan: Plan, config: Any, observer: Observer | None = None) -> None:
         super().__init__(anatomy)
         self.plan = plan
         self.selecting = set(plan.selector.layers)
         self.observer = observer
         self.cache: SelectingCache | None = None
         self.steps = self.tokens_read = self.tokens_held = 0
+        self._config = config
+        self._lengths: list[int] = []
+        self._budgets: list[int] = []
 
-    def use_cache(self, kwargs: dict[str, Any], config) -> dict[str, Any]:
-        """Give the forward a cache that keeps importance keys, unless it runs without a cache."""
-        self.residuals.clear()
-        self.previous = None
+    def begin(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Give the forward a cache that keeps importance keys, unless it runs without one, and find each sequence's budget."""
+        kwargs = super().begin(kwargs)
+        self.cache = None
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache") is not False:
-            self.cache = adopt(kwargs.get("past_key_values"), self.plan.selector, config)
+            self.cache = adopt(kwargs.get("past_key_values"), self.plan.selector, self._config)
             kwargs["past_key_values"] = self.cache
-        else:
-            self.cache = None
+            tokens = self.cache.get_seq_length() + self.rotary.shape[1]
+            self._lengths = [tokens - first for first in self.first.tolist()]
+            decoding = self.rotary.shape[1] == 1 and tokens > 1
+            self._budgets = self.plan.tokens(self._lengths) if decoding else self._lengths
+            if self._budgets != self._lengths:
+                self.steps += 1
+            if not decoding:
+                self.cache.choices.clear()
         return kwargs
 
     def attend(self, layer, queries, keys, values, mask, dense):
-        if layer not in self.anatomy.full_attention:
+        if layer not in self.anatomy.full_attention or self.cache is None:
             return dense()
         rows, tokens = queries.shape[2], keys.shape[2]
-        selector = self.plan.selector
-        decoding = rows == 1 and tokens > 1 and self.cache is not None
-        position = torch.tensor([tokens - 1], device=keys.device)
-        first = first_real_tokens(mask, keys.shape[0], keys.device) if decoding else None
+        view = self.rows(layer, queries, keys, self.cache.index, torch.arange(tokens - rows, tokens, device=keys.device))
         out = None
-        if decoding and layer in self.selecting:
-            length = tokens - int(first.max())
-            budget = self.plan.budget.while_generating(length)
-            if budget < length:
-                self.plan.check_room(budget)
-                out = self._read(layer, queries, keys, values, position, first, budget)
-        if decoding and selector.needs_previous_attention:
-            self.remember_attention(queries, keys, position, first)
+        if layer in self.selecting:
+            if self.cache.index is not None:
+                self.cache.index.extend(view)
+            if self._budgets != self._lengths:
+                out = self._read(view, values)
+        if rows == 1 and self.plan.selector.needs_previous_attention:
+            self.remember_attention(view)
         return dense() if out is None else out
 
-    def _read(self, layer, queries, keys, values, position, first, budget):
-        view = self.rows(layer, queries, keys, self.cache.layers[layer].index, position, first)
-        indices = choose(self.plan.selector, view, budget, self.plan.sinks, self.plan.window)
-        if layer == max(self.selecting):
-            self.steps += 1
-        self.tokens_read += indices.shape[0] * indices.shape[1] * indices.shape[3]
-        self.tokens_held += indices.shape[0] * indices.shape[1] * keys.shape[2]
+    def _read(self, rows: Rows, values: Tensor) -> Tensor:
+        same = len(set(self._budgets)) == len(set(self._lengths)) == 1
+        budget = self._budgets[0] if same else torch.tensor(self._budgets, device=values.device)[:, None, None]
+        indices = self._choose(rows, budget)
+        read = int((indices != UNUSED).sum()) if not same or self.plan.rule.thresholds else indices.numel()
+        self.tokens_read += read
+        self.tokens_held += sum(self._lengths) * indices.shape[1]
         if self.observer is not None:
-            self.observer(keys.shape[2], layer, indices)
-        return gathered_attention(queries, keys, values, indices, self.anatomy.scaling)
+            self.observer(rows.keys.shape[2], rows.layer, indices)
+        return gathered_attention(rows.queries, rows.keys, values, indices, self.anatomy.scaling)
+
+    def _choose(self, rows: Rows, budget: int | Tensor) -> Tensor:
+        """The tokens to read; with an interval, importance is computed at every n-th step only and the choice remembered."""
+        selector, rule = self.plan.selector, self.plan.rule
+        if rule.interval == 1:
+            return choose(selector, rows, budget, rule)
+        tokens, choices = rows.keys.shape[2], self.cache.choices
+        if (last := choices.get(rows.layer)) is not None and tokens - last.made_at < rule.interval:
+            return pick(remembered(last.importance, last.indices, tokens), rows, budget, rule)
+        importance = score(selector, rows, rule)
+        indices = pick(importance, rows, budget, rule)
+        choices[rows.layer] = Choice(importance.gather(-1, indices.clamp_min(0)), indices, tokens)
+        return indices
 
 
 @contextmanager
@@ -102,6 +121,8 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
     ------
     ArtifactError
         If the plan's selector was made for a model of another shape.
+    ConfigError
+        If the selector is on another device than the model.
 
     Examples
     --------
@@ -124,6 +145,11 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
             f"the selector {plan.selector.name!r} was made for {plan.selector.geometry}, but the model is {Geometry.of(anatomy)}; "
             "use a predictor of this model"
         )
-    run = DecodeRun(anatomy, plan, observer)
-    with torch.no_grad(), attached(network, run, plan.selector.producers, lambda kw: run.use_cache(kw, network.config)):
+    if (misplaced := next((t.device for t in plan.selector.state_dict().values()), network.device)) != network.device:
+        raise ConfigError(
+            f"the predictor {plan.selector.name!r} is on {misplaced}, but the model is on {network.device}; "
+            f"move it: selector.to({str(network.device)!r})"
+        )
+    run = DecodeRun(anatomy, plan, network.config, observer)
+    with torch.no_grad(), attached(network, run, plan.selector.producers):
         yield run

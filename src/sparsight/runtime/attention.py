@@ -21,68 +21,91 @@ from transformers.masking_utils import sdpa_mask
 
 from ..errors import ModelError
 from ..models import Anatomy
-from ..ops import attention_weights, visible_tokens
+from ..ops import attention_weights
 from ..tokens import Index, Rows
 
 NAME = "sparsight"
 
 
 class Handler:
-    """What happens in the attention of each layer. Holds the residuals that producer layers saw in the current forward.
+    """What happens in the attention of each layer, and what is known of the forward that runs.
 
     Parameters
     ----------
     anatomy : Anatomy
+
+    Attributes
+    ----------
+    residuals : dict of int to Tensor
+        `(batch, rows, hidden)` entering each producer layer in the current forward.
+    first : (batch,) int64
+        Index of the first real token of each sequence.
+    rotary : (batch or 1, rows) int64
+        Positions that the model rotates the current rows by.
     """
+
+    per_query_head = False
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.residuals: dict[int, Tensor] = {}
         self.previous: Tensor | None = None
+        self.first = self.rotary = torch.zeros(0)
         self._layer_of = {id(anatomy.attention(i)): i for i in range(anatomy.layers)}
 
-    def layer_of(self, module: torch.nn.Module) -> int:
-        """Index of the layer an attention module belongs to."""
-        return self._layer_of[id(module)]
+    def begin(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """See the arguments of a forward of the base model before it runs, by name; those returned are used.
+
+        Raises
+        ------
+        ModelError
+            If the attention mask hides tokens behind real ones.
+        """
+        self.residuals.clear()
+        self.previous = None
+        ids = kwargs.get("input_ids")
+        ids = kwargs["inputs_embeds"] if ids is None else ids
+        past = kwargs.get("past_key_values")
+        past = 0 if past is None else past.get_seq_length()
+        self.first = first_real_tokens(kwargs.get("attention_mask"), ids.shape[0], ids.device)
+        positions = kwargs.get("position_ids")
+        self.rotary = torch.arange(past, past + ids.shape[1], device=ids.device)[None] if positions is None else positions
+        return kwargs
+
+    def layer_of(self, module: torch.nn.Module) -> int | None:
+        """Index of the layer an attention module belongs to; None if it is of another model."""
+        return self._layer_of.get(id(module))
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dense) -> Tensor:
         """Attention output `(batch, query_heads, rows, head_dim)`; `dense()` gives what the plain model would compute."""
         raise NotImplementedError
 
     def rows(
-        self,
-        layer: int,
-        queries: Tensor,
-        keys: Tensor,
-        index: Index | None,
-        positions: Tensor,
-        first: Tensor,
-        keep: Tensor | slice = slice(None),
+        self, layer: int, queries: Tensor, keys: Tensor, index: Index | None, positions: Tensor, keep: Tensor | slice = slice(None)
     ) -> Rows:
         """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at."""
-        rotary = positions[None, :] - first[:, None]
         return Rows(
             layer=layer,
             queries=queries,
             keys=keys,
             index=index,
             positions=positions,
-            first=first,
+            first=self.first,
             scaling=self.anatomy.scaling,
+            choosers=self.anatomy.query_heads if self.per_query_head else self.anatomy.kv_heads,
             residual=lambda p: self.residuals[p][:, keep],
             model_norm=self.anatomy.input_norm,
             model_query=self.anatomy.look_ahead_query,
-            rotate=lambda states: self.anatomy.rotate(states, rotary.clamp_min(0)),
+            rotate=lambda states: self.anatomy.rotate(layer, states, self.rotary[:, keep]),
             previous_attention=lambda: self.previous,
         )
 
-    def remember_attention(self, queries: Tensor, keys: Tensor, positions: Tensor, first: Tensor) -> None:
+    def remember_attention(self, rows: Rows) -> None:
         """Keep this layer's true attention for a method that looks at the layer before."""
-        visible = visible_tokens(positions, first, keys.shape[2])
-        self.previous = attention_weights(queries, keys, visible, self.anatomy.scaling)
+        self.previous = attention_weights(rows.queries, rows.keys, rows.visible, rows.scaling)
 
 
-_handler: ContextVar[Handler | None] = ContextVar("sparsight_handler", default=None)
+_handlers: ContextVar[tuple[Handler, ...]] = ContextVar("sparsight_handlers", default=())
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -93,39 +116,36 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
 
-    handler = _handler.get()
-    if handler is None:
-        return dense(), None
-    out = handler.attend(handler.layer_of(module), query, key, value, attention_mask, lambda: dense().transpose(1, 2))
-    return out.transpose(1, 2).contiguous(), None
+    for handler in reversed(_handlers.get()):
+        if (layer := handler.layer_of(module)) is not None:
+            out = handler.attend(layer, query, key, value, attention_mask, lambda: dense().transpose(1, 2))
+            return out.transpose(1, 2).contiguous(), None
+    return dense(), None
 
 
 @contextmanager
-def attached(model: Any, handler: Handler, producers: Iterable[int] = (), cache_hook=None) -> Iterator[Handler]:
-    """Run `model` with its attention handled by `handler`.
+def attached(model: Any, handler: Handler, producers: Iterable[int] = ()) -> Iterator[Handler]:
+    """Run `model` with its attention handled by `handler`; several models may be attached at once.
 
     Parameters
     ----------
     model : transformers causal language model
     handler : Handler
     producers : layers whose entering residual is kept in `handler.residuals`
-    cache_hook : callable or None
-        Given the keyword arguments of each forward of the base model, may replace the cache.
     """
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     before = model.config._attn_implementation
     with ExitStack() as stack:
-        token = _handler.set(handler)
-        stack.callback(_handler.reset, token)
+        token = _handlers.set((*_handlers.get(), handler))
+        stack.callback(_handlers.reset, token)
         model.set_attn_implementation(NAME)
         stack.callback(model.set_attn_implementation, before)
         for p in producers:
             stack.callback(
                 handler.anatomy.layer(p).register_forward_pre_hook(_keep_residual(handler, p), with_kwargs=True).remove
             )
-        if cache_hook is not None:
-            stack.callback(_on_forward(handler.anatomy.base(), cache_hook).remove)
+        stack.callback(_on_forward(handler.anatomy.base(), handler.begin).remove)
         yield handler
 
 
@@ -136,29 +156,43 @@ def _keep_residual(handler: Handler, layer: int):
     return hook
 
 
-def _on_forward(base, cache_hook):
+def _on_forward(base, begin):
     """A pre-hook that sees every argument of the base model's forward by name."""
     names = list(inspect.signature(base.forward).parameters)
 
     def hook(module, args, kwargs):
-        return (), cache_hook({**dict(zip(names, args, strict=False)), **kwargs})
+        return (), begin({**dict(zip(names, args, strict=False)), **kwargs})
 
     return base.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def first_real_tokens(mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """`(batch,)` index of the first real token, from a boolean mask `(batch, 1, rows, tokens)` or None (no padding).
+def first_real_tokens(mask: Any, batch: int, device: torch.device) -> Tensor:
+    """Where each sequence begins.
+
+    Parameters
+    ----------
+    mask : (batch, tokens), (batch, 1, rows, tokens), a dict of such by type of attention, or None
+        As transformers takes it: 1 or True for a token that may be seen, in the four-dimensional form also 0.0 (added to logits).
+
+    Returns
+    -------
+    (batch,) int64
+        Index of the first real token.
 
     Raises
     ------
     ModelError
         If tokens after the first real one are masked: padding on the right, or holes.
     """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
     if mask is None:
         return torch.zeros(batch, dtype=torch.long, device=device)
-    last_row = mask[:, 0, -1]
-    last_row = (last_row if last_row.dtype == torch.bool else last_row >= 0).expand(batch, -1)
-    first = last_row.int().argmax(dim=-1)
-    if not torch.equal(last_row.sum(dim=-1), last_row.shape[-1] - first):
+    if mask.dim() == 4:
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    real = mask.bool().expand(batch, -1)
+    first = real.int().argmax(dim=-1)
+    if not torch.equal(real.sum(dim=-1), real.shape[-1] - first):
         raise ModelError("the attention mask hides tokens after the first real one; pad sequences on the left only")
-    return first
+    return first.to(device)

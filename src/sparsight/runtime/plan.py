@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from torch import Tensor
-
-from ..errors import BudgetError, ConfigError, ModelError
-from ..ops import select_tokens, selectable_tokens
-from ..tokens import Rows, Selector
+from ..errors import BudgetError, ConfigError
+from ..tokens import Selector
+from .rule import Rule
 
 MINIMUM_TOKENS = 64
 """In generation a fraction never means fewer tokens than this."""
@@ -76,65 +73,54 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """A selector, its budget, and the tokens that are always read.
+    """A selector, its budget, and the rule by which importance becomes a choice.
 
     Attributes
     ----------
     selector : Selector
-    budget : Budget
-    sinks : int
-        First real tokens of a sequence, always read (arXiv:2309.17453).
-    window : int
-        Most recent tokens, the token itself among them, always read.
+    budget : Budget or tuple of Budget
+        One for all sequences of a batch, or one each; with several beams the beams of a sequence share its budget.
+    rule : Rule
+        Sinks, window and how tokens are chosen.
     """
 
     selector: Selector
-    budget: Budget
-    sinks: int = 4
-    window: int = 32
+    budget: Budget | tuple[Budget, ...]
+    rule: Rule = Rule()
 
     def __post_init__(self) -> None:
-        if self.sinks < 0 or self.window < 1:
-            raise ConfigError(
-                f"sinks must be at least 0 and window at least 1, got sinks={self.sinks}, window={self.window}"
-            )
-        if isinstance(self.budget.value, int):
-            self.check_room(self.budget.value)
+        self.rule.check(self.selector)
+        if self.rule.per_query_head:
+            raise ConfigError("a choice a query head is for scoring only (evaluate); generation reads keys and values a KV head")
+        if not self.budgets:
+            raise ConfigError("a plan needs a budget; give one, or one for each sequence of the batch")
+        for budget in self.budgets:
+            if isinstance(budget.value, int):
+                self.rule.check_room(budget.value)
 
-    def check_room(self, tokens: int) -> int:
-        """Return `tokens`, a budget that applies, if it holds sinks, window and one chosen token.
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, one for all or one a sequence."""
+        return self.budget if isinstance(self.budget, tuple) else (self.budget,)
+
+    def tokens(self, lengths: list[int]) -> list[int]:
+        """Tokens that each sequence of a batch reads while generating, at its current length.
 
         Raises
         ------
         BudgetError
+            If a budget does not hold sinks, window and one chosen token.
+        ConfigError
+            If the batch is not as many sequences as there are budgets, or a multiple of it.
         """
-        needed = self.sinks + self.window + 1
-        if tokens < needed:
-            raise BudgetError(
-                f"a budget of {tokens} tokens is below {needed} = {self.sinks} sinks + {self.window} recent + 1 chosen; "
-                "raise --budget or use a longer text"
+        if len(lengths) % len(self.budgets):
+            raise ConfigError(
+                f"the plan has {len(self.budgets)} budgets, but the batch has {len(lengths)} sequences; "
+                "give one budget for all, or one for each"
             )
+        beams = len(lengths) // len(self.budgets)
+        tokens = [self.budgets[row // beams].while_generating(length) for row, length in enumerate(lengths)]
+        for count, length in zip(tokens, lengths, strict=True):
+            if count < length:
+                self.rule.check_room(count)
         return tokens
-
-
-def choose(selector: Selector, rows: Rows, budget: int, sinks: int, window: int) -> Tensor:
-    """What a selector reads: sinks, window and the most important of the rest, in decoding and in scoring alike.
-
-    Returns
-    -------
-    (batch, kv_heads, rows, budget) int64
-        See `ops.select_tokens`.
-
-    Raises
-    ------
-    ModelError
-        If the importance is NaN.
-    """
-    importance = selector.importance(rows)
-    if torch.isnan(importance).any():
-        raise ModelError(
-            f"importance scores of {selector.name!r} at layer {rows.layer} are NaN; "
-            "the model or the predictor holds values that are not finite"
-        )
-    selectable = selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], sinks, window)
-    return select_tokens(importance, rows.visible, selectable, budget)

@@ -52,10 +52,11 @@ class Rows:
     queries : (batch, query_heads, rows, head_dim), after rotary embedding
     keys : (batch, kv_heads, tokens, head_dim), after rotary embedding
     index : Index or None
-        The importance keys of this layer.
+        The importance keys, those of all tokens up to the last row among them when importance is asked for.
     positions : (rows,) int, index in the cache of each row's own token
     first : (batch,) int, index of the first real token
     scaling : float, of the model's attention logits
+    choosers : int, heads that choose: the KV heads, or the query heads where each has a choice of its own
     residual : layer -> (batch, rows, hidden), the residual entering a producer layer
     model_norm : (layer, residual) -> the model's own normalised input of that layer's attention
     model_query : (layer, residual) -> (batch, query_heads, rows, head_dim), that layer's own query before rotary embedding
@@ -70,6 +71,7 @@ class Rows:
     positions: Tensor
     first: Tensor
     scaling: float
+    choosers: int
     residual: Callable[[int], Tensor]
     model_norm: Callable[[int, Tensor], Tensor]
     model_query: Callable[[int, Tensor], Tensor]
@@ -81,16 +83,21 @@ class Rows:
         """`(batch, 1, rows, tokens)` bool."""
         return visible_tokens(self.positions, self.first, self.keys.shape[2])
 
+    @property
+    def own_keys(self) -> Tensor:
+        """`(batch, kv_heads, rows, head_dim)`: the keys of the rows' own tokens."""
+        return self.keys[:, :, self.positions]
+
 
 class Index:
-    """Importance keys of one layer; they follow the KV cache through append, crop and reordering of the batch."""
+    """Importance keys of all layers; they follow the KV cache through append, crop and reordering of the batch."""
 
-    def extend(self, keys: Tensor) -> None:
-        """Append the importance keys of `(batch, kv_heads, new, head_dim)` true keys."""
+    def extend(self, rows: Rows) -> None:
+        """Append, at `rows.layer`, the importance keys of the rows' own tokens, which follow those held."""
         raise NotImplementedError
 
-    def crop(self, length: int, keys: Tensor) -> None:
-        """Keep the first `length` tokens; `keys` are the true keys that remain."""
+    def crop(self, length: int, keys: Callable[[int], Tensor]) -> None:
+        """Keep the first `length` tokens; `keys(layer)` gives the true keys that remain, `(batch, kv_heads, length, head_dim)`."""
         raise NotImplementedError
 
     def take_batch(self, indices: Tensor) -> None:
@@ -119,6 +126,8 @@ class Selector(nn.Module):
     """Whether the method has weights that come from an artifact."""
     needs_previous_attention: ClassVar[bool] = False
     selects: ClassVar[bool] = True
+    scores_logits: ClassVar[bool] = False
+    """Whether importance is in the scale of attention logits, so that it can be compared with a threshold."""
     deployable: ClassVar[bool] = True
     """False for oracles, which look at what they are meant to save."""
 
@@ -141,19 +150,17 @@ class Selector(nn.Module):
         """All producer layers."""
         return tuple(sorted({p for p in map(self.producer, self.layers) if p is not None}))
 
-    def new_index(self, layer: int) -> Index | None:
+    @property
+    def history(self) -> tuple[int, ...]:
+        """Producer layers whose residual of every token the index is made from, not only that of the rows that choose."""
+        return ()
+
+    def new_index(self) -> Index | None:
         """An empty index of importance keys, or None for a method that keeps none."""
         return None
 
-    def index_of(self, layer: int, keys: Tensor) -> Index | None:
-        """An index that holds all of `keys`, or None for a method that keeps none."""
-        index = self.new_index(layer)
-        if index is not None:
-            index.extend(keys)
-        return index
-
     def importance(self, rows: Rows) -> Tensor:
-        """Importance of every cached token, `(batch, kv_heads, rows, tokens)`; only its order matters."""
+        """Importance of every cached token, `(batch, choosers, rows, tokens)`; only its order matters."""
         raise NotImplementedError
 
     def index_bytes(self, layer: int, tokens: int) -> float:
@@ -227,7 +234,7 @@ def make_config(name: str, settings: dict[str, Any]) -> Any:
                 f"unknown setting {key!r} of method {name!r} (it has: {known}); written by a newer version? upgrade sparsight"
             )
         default = fields[key].default
-        if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
+        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
             raise ConfigError(f"setting {key!r} of method {name!r} must be a {type(default).__name__}, got {value!r}")
     return config_class(**settings)
 

@@ -33,9 +33,9 @@ class ButlerConfig:
         Hidden width of a producer's MLP (I in the paper).
     init : {"svd", "xavier"}
         Initial key projection.
-    loss : {"full", "selectable", "group"}
+    loss : {"full", "selectable", "group", "logits"}
         See `training.loss`.
-    index_dtype : {"int8", "bf16"}
+    index_dtype : {"int8", "int4", "bf16"}
     reduction : {"softmax-sum", "max", "mean"}
         Without effect: there is one query a KV head.
     """

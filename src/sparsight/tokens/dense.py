@@ -26,5 +26,5 @@ class Dense(Selector):
         return ()
 
     def importance(self, rows: Rows) -> Tensor:
-        """All tokens alike, `(batch, kv_heads, rows, tokens)`."""
-        return rows.visible.float().expand(-1, rows.keys.shape[1], -1, -1)
+        """All tokens alike, `(batch, choosers, rows, tokens)`."""
+        return rows.visible.float().expand(-1, rows.choosers, -1, -1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..ops.importance import grouped_scores
+from ..ops import grouped_scores
 from .base import Geometry, Rows, register, stacked_parameter
 from .projected import ProducerMLP, ProjectedSelector, check_distilled, split_heads
 
@@ -39,9 +39,9 @@ class ForesightConfig:
         Hidden width of a producer's MLP.
     lowrank_layers : int
         Selecting layers 1..lowrank_layers use the true query.
-    loss : {"full", "selectable", "group"}
+    loss : {"full", "selectable", "group", "logits"}
         See `training.loss`.
-    index_dtype : {"int8", "bf16"}
+    index_dtype : {"int8", "int4", "bf16"}
     reduction : {"softmax-sum", "max", "mean"}
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.importance import grouped_scores
+from ..ops import grouped_scores
 from .base import Geometry, Rows, register, stacked_parameter
 from .projected import ProjectedSelector
 
@@ -28,7 +28,7 @@ class LowRankConfig:
     ----------
     rank : int
         Channels of an importance key.
-    index_dtype : {"int8", "bf16"}
+    index_dtype : {"int8", "int4", "bf16"}
     reduction : {"softmax-sum", "max", "mean"}
     """
 

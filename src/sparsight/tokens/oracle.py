@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..ops import group_importance
-from ..ops.importance import REDUCTIONS, grouped_scores
+from ..ops import REDUCTIONS, group_importance, grouped_scores
 from .base import Rows, Selector, register
 
 
@@ -35,11 +34,12 @@ class Oracle(Selector):
 
     Config = OracleConfig
     deployable = False
+    scores_logits = True
 
     def importance(self, rows: Rows) -> Tensor:
-        """`(batch, kv_heads, rows, tokens)`: group-reduced true attention."""
+        """`(batch, choosers, rows, tokens)`: group-reduced true attention."""
         scores = grouped_scores(rows.queries.float(), rows.keys.float()) * rows.scaling
-        return group_importance(scores, rows.visible, rows.keys.shape[1], self.config.reduction)
+        return group_importance(scores, rows.visible, rows.choosers, self.config.reduction)
 
     def index_bytes(self, layer: int, tokens: int) -> float:
         return 2.0 * tokens * self.geometry.kv_heads * self.geometry.head_dim

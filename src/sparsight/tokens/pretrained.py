@@ -17,7 +17,8 @@ from torch import Tensor
 from ..artifacts import SHINGLES, Artifact, load_artifact, read_bytes, save_artifact
 from ..errors import ArtifactError, ConfigError, StorageError
 from ..models import LoadedModel
-from .base import Geometry, Selector, create, method
+from ..ops import INDEX_DTYPES
+from .base import Geometry, Selector, create, make_config, method
 
 
 def save_pretrained(
@@ -174,7 +175,7 @@ def find_shipped(name: str, fingerprint: str) -> Path | None:
     return None
 
 
-def resolve(spec: str, loaded: LoadedModel) -> Selector:
+def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> Selector:
     """The selector that a command line asks for.
 
     Parameters
@@ -182,6 +183,8 @@ def resolve(spec: str, loaded: LoadedModel) -> Selector:
     spec : str
         `NAME`; for a method with weights also `NAME=FOLDER`, otherwise also `NAME:key=value,key=value`.
     loaded : LoadedModel
+    index_dtype : {"int8", "int4", "bf16"}, optional
+        What a predictor keeps its importance keys in, in place of its own setting; nothing to other methods.
 
     Returns
     -------
@@ -219,6 +222,10 @@ def resolve(spec: str, loaded: LoadedModel) -> Selector:
             f"predictor '{path}' is of the method {selector.name!r}, not {name!r}; write --select "
             f"{selector.name}={path}"
         )
+    if index_dtype is not None:
+        if index_dtype not in INDEX_DTYPES:
+            raise ConfigError(f"importance keys can be kept in {', '.join(INDEX_DTYPES)}, got {index_dtype!r}; choose one of these")
+        selector.config = make_config(name, {**asdict(selector.config), "index_dtype": index_dtype})
     return selector
 
 

@@ -29,20 +29,25 @@ class PreviousLayerOracleConfig:
 
 @register("previous-layer-oracle")
 class PreviousLayerOracle(Selector):
-    """Importance is the attention that the layer before really computed over all tokens."""
+    """Importance is the attention that the layer before (of those without a sliding window) really computed over all tokens."""
 
     Config = PreviousLayerOracleConfig
     deployable = False
     needs_previous_attention = True
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """All layers that attend over the whole context but the first of them, which has none before it."""
+        return self.geometry.full_attention[1:]
+
     def importance(self, rows: Rows) -> Tensor:
-        """`(batch, kv_heads, rows, tokens)`."""
+        """`(batch, choosers, rows, tokens)`."""
         weights = rows.previous_attention()
         batch, heads, n_rows, tokens = weights.shape
         if self.config.heads == "mean":
-            weights = weights.mean(dim=1, keepdim=True).expand(-1, rows.keys.shape[1], -1, -1)
+            weights = weights.mean(dim=1, keepdim=True).expand(-1, rows.choosers, -1, -1)
         else:
-            weights = weights.view(batch, rows.keys.shape[1], -1, n_rows, tokens).sum(dim=2)
+            weights = weights.view(batch, rows.choosers, -1, n_rows, tokens).sum(dim=2)
         return weights
 
     def index_bytes(self, layer: int, tokens: int) -> float:

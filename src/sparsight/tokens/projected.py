@@ -1,130 +1,45 @@
-"""The pieces that the learned methods share: importance keys by projection of the real keys, kept in int8 or bf16, and their scores."""
+"""The pieces that methods with projected keys share: importance keys by projection of the real keys, and a producer's MLP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..ops import GrowingTensor, dequantize_channels, group_importance, int8_scales, quantize_channels
-from ..ops.importance import REDUCTIONS, grouped_scores
-from .base import Geometry, Index, Rows, Selector, positive, stacked_parameter
-
-LOSSES = ("full", "selectable", "group")
-"""What a predictor is distilled on; see `training.loss`."""
+from .base import Geometry, Rows, positive, stacked_parameter
+from .keyed import KeyedSelector, check_loss
 
 
 def check_distilled(config: Any) -> None:
-    """Raise `ConfigError` unless the settings that distilled methods share are in range."""
+    """Raise `ConfigError` unless the settings that methods with a producer share are in range."""
     positive(config, "stride", "width")
-    if config.loss not in LOSSES:
-        raise ConfigError(f"setting 'loss' must be one of {', '.join(LOSSES)}, got {config.loss!r}")
+    check_loss(config)
 
 
-class ProjectedIndex(Index):
-    """Rows of importance keys, `(batch, kv_heads, tokens, rank)` in int8 or bf16, one for each cached token."""
-
-    def __init__(self, project: Callable[[Tensor], Tensor]) -> None:
-        self._project = project
-        self._rows = GrowingTensor()
-
-    def extend(self, keys: Tensor) -> None:
-        self._rows.append(self._project(keys))
-
-    def crop(self, length: int, keys: Tensor) -> None:
-        self._rows.crop(length)
-
-    def take_batch(self, indices: Tensor) -> None:
-        self._rows.take_batch(indices)
-
-    @property
-    def rows(self) -> Tensor:
-        """`(batch, kv_heads, tokens, rank)`."""
-        return self._rows.view
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes
-
-
-class ProjectedSelector(Selector):
+class ProjectedSelector(KeyedSelector):
     """Score = importance query . (projection of the real key to `rank` channels).
-
-    Subclasses give the importance query (`importance_queries`); this class gives the importance key, the group reduction and the int8
-    form. The config has the fields `rank`, `index_dtype` ("int8" or "bf16") and `reduction`.
 
     Parameters held, stacked over `self.layers` in order (float32):
 
     - `key_projection` : (selecting layers, kv_heads, head_dim, rank)
-    - `key_scales` (buffer) : (selecting layers, kv_heads, rank), static int8 scales
     """
 
-    learned = True
-
     def __init__(self, config: Any, geometry: Geometry) -> None:
-        super().__init__(config, geometry)
-        positive(config, "rank")
+        super().__init__(config, geometry, geometry.kv_heads)
         if config.rank > geometry.head_dim:
             raise ConfigError(f"setting 'rank' must be at most the head_dim {geometry.head_dim}, got {config.rank}")
-        if config.index_dtype not in ("int8", "bf16"):
-            raise ConfigError(f"setting 'index_dtype' must be 'int8' or 'bf16', got {config.index_dtype!r}")
-        if config.reduction not in REDUCTIONS:
-            raise ConfigError(f"setting 'reduction' must be one of {', '.join(REDUCTIONS)}, got {config.reduction!r}")
-        self.slot = {layer: i for i, layer in enumerate(self.layers)}
-        n = len(self.slot)
-        self.key_projection = stacked_parameter(n, geometry.kv_heads, geometry.head_dim, config.rank)
-        self.register_buffer("key_scales", torch.ones(n, geometry.kv_heads, config.rank))
+        self.key_projection = stacked_parameter(len(self.slot), geometry.kv_heads, geometry.head_dim, config.rank)
 
-    def importance_queries(self, rows: Rows) -> Tensor:
-        """Piece 1, `(batch, heads, rows, rank)` with `heads` = kv_heads or query_heads, in the scale of attention logits."""
-        raise NotImplementedError
-
-    def project_keys(self, layer: int, keys: Tensor) -> Tensor:
-        """Piece 2 in float32: `(batch, kv_heads, tokens, head_dim)` to `(batch, kv_heads, tokens, rank)`."""
-        return keys.float() @ self.key_projection[self.slot[layer]]
-
-    def new_index(self, layer: int) -> ProjectedIndex:
-        def project(keys: Tensor) -> Tensor:
-            with torch.no_grad():
-                low = self.project_keys(layer, keys)
-                if self.config.index_dtype == "bf16":
-                    return low.to(torch.bfloat16)
-                return quantize_channels(low, self.key_scales[self.slot[layer]])
-
-        return ProjectedIndex(project)
-
-    def scores(self, rows: Rows, low_keys: Tensor) -> Tensor:
-        """Logits of each importance query with `(batch, kv_heads, tokens, rank)` keys: `(batch, heads, rows, tokens)`."""
-        return grouped_scores(self.importance_queries(rows), low_keys)
-
-    def importance(self, rows: Rows) -> Tensor:
-        low = rows.index.rows
-        low = (
-            low.float() if low.dtype != torch.int8 else dequantize_channels(low, self.key_scales[self.slot[rows.layer]])
-        )
-        return group_importance(self.scores(rows, low), rows.visible, rows.keys.shape[1], self.config.reduction)
-
-    def training_scores(self, rows: Rows) -> Tensor:
-        """`scores` with unquantised keys, differentiable."""
-        return self.scores(rows, self.project_keys(rows.layer, rows.keys))
-
-    def index_bytes(self, layer: int, tokens: int) -> float:
-        width = 1.0 if self.config.index_dtype == "int8" else 2.0
-        return width * tokens * self.geometry.kv_heads * self.config.rank
+    def importance_keys(self, rows: Rows) -> Tensor:
+        """`(batch, kv_heads, rows, rank)`."""
+        return rows.own_keys.float() @ self.key_projection[self.slot[rows.layer]]
 
     def initialise(self, statistics: Any) -> None:
-        """Set the weights before training from second moments (`training.statistics.Statistics`)."""
         with torch.no_grad():
             for layer, i in self.slot.items():
                 self.key_projection[i] = statistics.key_basis(layer, self.config.rank)
-
-    def set_key_scales(self, largest: dict[int, Tensor]) -> None:
-        """Static int8 scales from the largest absolute importance key a layer, `(kv_heads, rank)` each."""
-        for layer, i in self.slot.items():
-            self.key_scales[i] = int8_scales(largest[layer])
 
 
 class ProducerMLP(nn.Module):

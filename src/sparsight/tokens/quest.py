@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import GrowingTensor, group_importance
@@ -19,7 +19,7 @@ class QuestConfig:
     Attributes
     ----------
     page_size : int
-        Tokens a page. Pages are aligned to the first token of the cache.
+        Tokens a page. Pages are aligned to the first real token of a sequence.
     """
 
     page_size: int = 16
@@ -29,52 +29,62 @@ class QuestConfig:
 
 
 class PageIndex(Index):
-    """Per page and channel the smallest and largest key, `(batch, kv_heads, pages, 2 * head_dim)`; the last page may be partial."""
+    """Per layer, page and channel the smallest and largest key, `(batch, kv_heads, pages, 2 * head_dim)`; the last page may be partial.
+
+    Pages start at the first real token of each sequence, so that padding neither shifts nor widens them.
+    """
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
-        self.tokens = 0
-        self._bounds = GrowingTensor()
+        self._bounds: dict[int, GrowingTensor] = {}
+        self._first: Tensor | None = None
 
-    def extend(self, keys: Tensor) -> None:
-        partial = self.tokens % self.page_size
-        if partial:
-            room = min(self.page_size - partial, keys.shape[2])
-            low, high = self._bounds.view[:, :, -1].chunk(2, dim=-1)
-            torch.minimum(low, keys[:, :, :room].amin(dim=2), out=low)
-            torch.maximum(high, keys[:, :, :room].amax(dim=2), out=high)
-            self.tokens += room
-            keys = keys[:, :, room:]
-        if keys.shape[2]:
-            self._bounds.append(page_bounds(keys, self.page_size))
-            self.tokens += keys.shape[2]
+    def extend(self, rows: Rows) -> None:
+        self._first = rows.first
+        self._add(rows.layer, rows.own_keys, rows.positions)
 
-    def crop(self, length: int, keys: Tensor) -> None:
-        whole = length // self.page_size
-        self._bounds.crop(whole)
-        self.tokens = whole * self.page_size
-        if length > self.tokens:
-            self.extend(keys[:, :, self.tokens : length])
+    def _add(self, layer: int, keys: Tensor, positions: Tensor) -> None:
+        held = self._bounds.setdefault(layer, GrowingTensor())
+        page = self.page_of(positions)
+        missing = int(page.max()) + 1 - held.length
+        if missing > 0:
+            empty = keys.new_full((*keys.shape[:2], missing, 2 * keys.shape[3]), float("inf"))
+            empty[..., keys.shape[3] :] = float("-inf")
+            held.append(empty)
+        low, high = held.view.chunk(2, dim=-1)
+        real = (page >= 0)[:, None, :, None]
+        where = page.clamp_min(0)[:, None, :, None].expand_as(keys)
+        low.scatter_reduce_(2, where, keys.masked_fill(~real, float("inf")), "amin")
+        high.scatter_reduce_(2, where, keys.masked_fill(~real, float("-inf")), "amax")
+
+    def page_of(self, positions: Tensor) -> Tensor:
+        """`(batch, positions)` page of each token; negative for padding."""
+        return (positions[None] - self._first[:, None]).div(self.page_size, rounding_mode="floor")
+
+    def crop(self, length: int, keys: Callable[[int], Tensor]) -> None:
+        if self._first is None:
+            return
+        whole = max((length - int(self._first.max())) // self.page_size, 0)
+        start = int(self._first.min()) + whole * self.page_size
+        for layer, held in self._bounds.items():
+            held.crop(whole)
+            if length > start:
+                positions = torch.arange(start, length, device=self._first.device)
+                self._add(layer, keys(layer)[:, :, start:], positions)
 
     def take_batch(self, indices: Tensor) -> None:
-        self._bounds.take_batch(indices)
+        for held in self._bounds.values():
+            held.take_batch(indices)
+        if self._first is not None:
+            self._first = self._first[indices.to(self._first.device)]
 
-    @property
-    def bounds(self) -> Tensor:
-        """`(batch, kv_heads, pages, 2 * head_dim)`: smallest, then largest."""
-        return self._bounds.view
+    def bounds(self, layer: int) -> Tensor:
+        """`(batch, kv_heads, pages, 2 * head_dim)`: smallest, then largest; infinite where a sequence has no such page yet."""
+        return self._bounds[layer].view
 
     @property
     def nbytes(self) -> int:
-        return self._bounds.nbytes
-
-
-def page_bounds(keys: Tensor, page_size: int) -> Tensor:
-    """Smallest and largest key of each page, `(batch, kv_heads, ceil(tokens / page_size), 2 * head_dim)`."""
-    missing = -keys.shape[2] % page_size
-    low = F.pad(keys, (0, 0, 0, missing), value=float("inf")).unflatten(2, (-1, page_size)).amin(dim=3)
-    high = F.pad(keys, (0, 0, 0, missing), value=float("-inf")).unflatten(2, (-1, page_size)).amax(dim=3)
-    return torch.cat([low, high], dim=-1)
+        return sum(held.nbytes for held in self._bounds.values())
 
 
 def upper_bound(queries: Tensor, bounds: Tensor) -> Tensor:
@@ -108,33 +118,37 @@ class Quest(Selector):
     def __init__(self, config: QuestConfig, geometry: Geometry) -> None:
         super().__init__(config, geometry)
 
-    def new_index(self, layer: int) -> PageIndex:
+    def new_index(self) -> PageIndex:
         return PageIndex(self.config.page_size)
 
     def importance(self, rows: Rows) -> Tensor:
-        """`(batch, kv_heads, rows, tokens)`: rank of the token's page, then position within it."""
+        """`(batch, choosers, rows, tokens)`: rank of the token's page, then position within it."""
         size, tokens = self.config.page_size, rows.keys.shape[2]
-        scores = upper_bound(rows.queries, rows.index.bounds) * rows.scaling
-        own = rows.positions // size
-        scores.scatter_(-1, own[None, None, :, None].expand(*scores.shape[:2], -1, 1), self._own_page(rows, own))
-        page = torch.arange(scores.shape[-1], device=scores.device)
-        started = (page <= own[:, None])[None] & (page >= rows.first[:, None, None] // size)
-        page_importance = group_importance(scores, started[:, None], rows.keys.shape[1])
+        scores = upper_bound(rows.queries, rows.index.bounds(rows.layer)) * rows.scaling
+        own = rows.index.page_of(rows.positions)
+        column = own[:, None, :, None].expand(*scores.shape[:2], -1, 1)
+        scores.scatter_(-1, column, self._own_page(rows, own))
+        started = torch.arange(scores.shape[-1], device=scores.device) <= own[:, :, None]
+        page_importance = group_importance(scores, started[:, None], rows.choosers)
         # Ranks instead of scores: every token of a page would tie, and ties are broken differently from pass to pass.
         rank = page_importance.argsort(dim=-1, stable=True).argsort(dim=-1)
         index = torch.arange(tokens, device=scores.device)
-        return (rank[..., index // size] * size + index % size).float()
+        page = rows.index.page_of(index).clamp_min(0)[:, None, None].expand(*rank.shape[:3], -1)
+        within = (index[None] - rows.first[:, None]) % size
+        return (rank.gather(-1, page) * size + within[:, None, None]).float()
 
     def _own_page(self, rows: Rows, own: Tensor) -> Tensor:
         """Bound of each row's own page over the tokens it has so far, `(batch, query_heads, rows, 1)`."""
-        size = self.config.page_size
-        keys = rows.keys.float()
-        start = int(own.min()) * size
-        pages = F.pad(keys[:, :, start:], (0, 0, 0, -(keys.shape[2] - start) % size)).unflatten(2, (-1, size))
-        low = pages.cummin(dim=3).values.flatten(2, 3)[:, :, rows.positions - start]
-        high = pages.cummax(dim=3).values.flatten(2, 3)[:, :, rows.positions - start]
-        group = rows.queries.shape[1] // keys.shape[1]
-        low, high = (bound.repeat_interleave(group, dim=1) for bound in (low, high))
+        size, keys = self.config.page_size, rows.keys
+        start = own * size + rows.first[:, None]
+        token = start[..., None] + torch.arange(size, device=keys.device)
+        reached = token <= rows.positions[:, None]
+        token = torch.where(reached, token, start[..., None])
+        batch, kv_heads, _, width = keys.shape
+        where = token.reshape(batch, 1, -1, 1).expand(-1, kv_heads, -1, width)
+        page = keys.gather(2, where).unflatten(2, token.shape[1:]).float()
+        group = rows.queries.shape[1] // kv_heads
+        low, high = (bound.repeat_interleave(group, dim=1) for bound in (page.amin(dim=3), page.amax(dim=3)))
         queries = rows.queries.float()
         return (torch.maximum(queries * low, queries * high).sum(dim=-1, keepdim=True)) * rows.scaling
 

@@ -24,19 +24,19 @@ class RandomConfig:
 
 @register("random")
 class Random(Selector):
-    """Importance is a hash of (seed, layer, KV head, position, token), so a row chooses alike in whatever pass it is scored."""
+    """Importance is a hash of (seed, layer, head, position, token), so a row chooses alike in whatever pass it is scored."""
 
     Config = RandomConfig
 
     def importance(self, rows: Rows) -> Tensor:
-        """`(batch, kv_heads, rows, tokens)` float64, uniform in [0, 2**51) and without ties."""
-        batch, kv_heads, tokens, _ = rows.keys.shape
+        """`(batch, choosers, rows, tokens)` float64, uniform in [0, 2**51) and without ties."""
+        tokens = rows.keys.shape[2]
         device = rows.keys.device
         token = torch.arange(tokens, device=device)
         # Relative to the first real token, so that padding does not change the choice.
         token = token[None, None, None, :] - rows.first[:, None, None, None]
         position = rows.positions[None, None, :, None] - rows.first[:, None, None, None]
-        head = torch.arange(kv_heads, device=device)[None, :, None, None]
+        head = torch.arange(rows.choosers, device=device)[None, :, None, None]
         stream = (self.config.seed * 1_000_003 + rows.layer) * 1_009 + head
         # The token breaks ties, which top-k would break differently from pass to pass; 51 bits are exact in float64.
         return (_mix(_mix(_mix(stream) + position) + token) * 2**20 + token).double()

@@ -22,7 +22,7 @@ class Streaming(Selector):
     Config = StreamingConfig
 
     def importance(self, rows: Rows) -> Tensor:
-        """`(batch, kv_heads, rows, tokens)`: the token's index."""
-        batch, kv_heads, tokens, _ = rows.keys.shape
+        """`(batch, choosers, rows, tokens)`: the token's index."""
+        batch, _, tokens, _ = rows.keys.shape
         recency = torch.arange(tokens, device=rows.keys.device, dtype=torch.float32)
-        return recency.expand(batch, kv_heads, rows.queries.shape[2], tokens)
+        return recency.expand(batch, rows.choosers, rows.queries.shape[2], tokens)

@@ -21,6 +21,7 @@ from .loss import distillation_loss, mass_recall
 from .schedule import calibration_steps, schedule
 from .statistics import gather_statistics
 from .teacher import sample_positions, teach
+from .text import window
 
 Progress = Callable[[int, int, str], None]
 """progress(done, in all, note), for each phase: calibration, training (the note has loss and recall), int8 scales"""
@@ -108,7 +109,7 @@ def train(
     loaded : LoadedModel
         Kept frozen.
     method : str
-        "foresight", "butler", "lowrank", or any registered method built on projections.
+        "foresight", "butler", "butler-v1", "lowrank", or any registered method with importance keys.
     stream : (tokens,) int64
         Token stream of the training text.
     config : TrainingConfig
@@ -131,7 +132,7 @@ def train(
     distilled = getattr(selector.config, "loss", None) is not None
     if not (distilled and resume and work is not None and has_checkpoint(work)):
         steps = calibration_steps(len(stream), config.lengths, config.calibrated, config.seed)
-        chunks = [stream[s.start : s.start + s.length] for s in steps]
+        chunks = [window(stream, s.start, s.length, loaded.start_tokens) for s in steps]
         statistics = gather_statistics(loaded, chunks, config.sinks, config.window, config.seed, progress=progress)
         selector.initialise(statistics)
     selector.to(loaded.model.device)
@@ -170,7 +171,7 @@ def _distil(loaded, selector, stream, config, run, work, resume, text_hash, prog
             loaded,
             selector,
             optimizer,
-            stream[step.start : step.start + step.length],
+            window(stream, step.start, step.length, loaded.start_tokens),
             config,
             number,
             measure=number % 5 == 0 or number == len(steps) - 1,
@@ -205,15 +206,14 @@ def _step(loaded, selector, optimizer, ids, config, number, measure) -> tuple[fl
     optimizer.zero_grad(set_to_none=True)
     total, kept, available = 0.0, 0.0, 0.0
     for layer in selector.layers:
-        rows = lesson.rows(layer)
-        loss = distillation_loss(selector, rows, selector.config.loss, config.sinks, config.window) / len(
-            selector.layers
-        )
+        rows, everything = lesson.rows(layer), lesson.every_row(layer)
+        loss = distillation_loss(selector, rows, everything, selector.config.loss, config.sinks, config.window)
+        loss = loss / len(selector.layers)
         loss.backward()
         total += loss.item()
         if measure:
             with torch.no_grad():
-                scores = selector.training_scores(rows)
+                scores = selector.training_scores(rows, everything)
                 importance = group_importance(scores, rows.visible, rows.keys.shape[1], selector.config.reduction)
             got, there = mass_recall(importance, rows, 1 / 8, config.sinks, config.window)
             kept, available = kept + got, available + there
@@ -234,12 +234,11 @@ def _fit_int8(loaded, selector, stream, config, progress) -> None:
     for number, step in enumerate(steps):
         if progress is not None:
             progress(number, len(steps), "int8 scales")
-        lesson = teach(
-            loaded, stream[step.start : step.start + step.length], torch.tensor([step.length - 1]), selector.layers, ()
-        )
+        ids = window(stream, step.start, step.length, loaded.start_tokens)
+        lesson = teach(loaded, ids, torch.tensor([step.length - 1]), selector.layers, selector.producers)
         for layer in selector.layers:
             with torch.no_grad():
-                low = selector.project_keys(layer, lesson.rows(layer).keys)[0].abs()
+                low = selector.importance_keys(lesson.every_row(layer))[0].abs()
             top = max(step.length // 10_000, 1)
             collected[layer].append(low.topk(top + 1, dim=1).values[:, top])
     selector.set_key_scales({layer: torch.stack(seen).amax(dim=0) for layer, seen in collected.items()})

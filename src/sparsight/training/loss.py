@@ -6,6 +6,9 @@ All are cross-entropies minus the teacher's entropy (a KL divergence), in nats, 
 - `selectable`: over the tokens that are chosen by importance, sinks and recent window left out; a row weighs as much as the true mass it has
   there, since a row that looks only at sinks has nothing to choose.
 - `group`: as `selectable`, but of the reduced importance of a KV head, which is what is served.
+
+`logits` is another kind: the mean squared difference of the logits themselves over all tokens of the chunk, later ones included, as
+TokenButler was first trained (arXiv:2503.07518v1).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import attention_weights, group_importance, selectable_tokens
+from ..ops import attention_weights, group_importance, grouped_scores, selectable_tokens
 from ..tokens import Rows, Selector
 
 
@@ -25,7 +28,7 @@ def teacher_mass(rows: Rows, heads: int) -> Tensor:
     return weights.unflatten(1, (heads, -1)).mean(dim=2)
 
 
-def distillation_loss(selector: Selector, rows: Rows, kind: str, sinks: int, window: int) -> Tensor:
+def distillation_loss(selector: Selector, rows: Rows, everything: Rows, kind: str, sinks: int, window: int) -> Tensor:
     """The loss of one layer's sampled rows, a scalar.
 
     Parameters
@@ -33,10 +36,16 @@ def distillation_loss(selector: Selector, rows: Rows, kind: str, sinks: int, win
     selector : ProjectedSelector
         Gives `training_scores`.
     rows : Rows
-    kind : {"full", "selectable", "group"}
+        The sampled rows.
+    everything : Rows
+        All tokens of the chunk.
+    kind : {"full", "selectable", "group", "logits"}
     sinks, window : int
     """
-    scores = selector.training_scores(rows)
+    scores = selector.training_scores(rows, everything)
+    if kind == "logits":
+        logits = grouped_scores(rows.queries.float(), rows.keys.float()) * rows.scaling
+        return (scores - logits.unflatten(1, (scores.shape[1], -1)).mean(dim=2)).square().mean()
     if kind == "group":
         scores = group_importance(scores, rows.visible, rows.keys.shape[1], selector.config.reduction)
     teacher = teacher_mass(rows, scores.shape[1])

@@ -21,7 +21,7 @@ from .loss import mass_recall
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
 from .teacher import sample_positions, teach
-from .text import hash_documents, read_documents, split_held_out, token_stream
+from .text import hash_documents, read_documents, split_held_out, token_stream, window
 
 HELD_OUT = 0.1
 RECALL_SHARES = (1 / 4, 1 / 8, 1 / 16)
@@ -44,7 +44,7 @@ def train_predictor(
     loaded : LoadedModel
         The frozen model, best in bfloat16.
     name : str
-        A learned method: "foresight", "butler", "lowrank".
+        A learned method: "foresight", "butler", "butler-v1", "lowrank".
     out : str or Path
         Artifact folder; checkpoints live in `OUT.partial` beside it until it is complete.
     text : sequence of paths
@@ -144,12 +144,13 @@ def recall_table(
         for i in range(count):
             generator = torch.Generator().manual_seed(config.seed + i)
             positions = sample_positions(length, 32, length // 2, generator)
-            lesson = teach(
-                loaded, stream[i * length : (i + 1) * length], positions, selector.layers, selector.producers
-            )
+            ids = window(stream, i * length, length, loaded.start_tokens)
+            lesson = teach(loaded, ids, positions, selector.layers, selector.producers)
+            index = selector.new_index()
             for layer in selector.layers:
                 view = lesson.rows(layer)
-                view.index = selector.index_of(layer, view.keys)
+                index.extend(lesson.every_row(layer))
+                view.index = index
                 importance = selector.importance(view)
                 for share in shares:
                     got, there = mass_recall(importance, view, share, config.sinks, config.window)

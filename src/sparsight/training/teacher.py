@@ -44,20 +44,22 @@ class Lesson:
     def rows(self, layer: int) -> Rows:
         """The layer's `Rows`: queries `(1, query_heads, rows, head_dim)`, keys `(1, kv_heads, length, head_dim)`."""
         capture = self._capture
-        first = torch.zeros(1, dtype=torch.long, device=capture.positions.device)
-        return capture.rows(
-            layer,
-            capture.queries[layer].float(),
-            capture.keys[layer].float(),
-            None,
-            capture.positions,
-            first,
-            keep=capture.positions,
-        )
+        queries, keys = capture.queries[layer].float(), capture.keys[layer].float()
+        return capture.rows(layer, queries, keys, None, capture.positions, keep=capture.positions)
+
+    def every_row(self, layer: int) -> Rows:
+        """`Rows` of all tokens, without queries: what importance keys are made from."""
+        keys = self._capture.keys[layer].float()
+        return self._capture.rows(layer, keys[:, :, :0], keys, None, torch.arange(keys.shape[2], device=keys.device))
 
 
 def teach(
-    loaded: LoadedModel, ids: Tensor, positions: Tensor, layers: tuple[int, ...], producers: tuple[int, ...]
+    loaded: LoadedModel,
+    ids: Tensor,
+    positions: Tensor,
+    layers: tuple[int, ...],
+    producers: tuple[int, ...],
+    per_query_head: bool = False,
 ) -> Lesson:
     """Run the frozen model densely over `(length,)` ids and keep what a predictor learns from.
 
@@ -69,9 +71,11 @@ def teach(
         Query rows to keep.
     layers : layers whose queries and keys are kept
     producers : layers whose entering residual is kept
+    per_query_head : whether each query head chooses for itself
     """
     device = loaded.model.device
     capture = _Capture(loaded.anatomy, set(layers), positions.to(device))
+    capture.per_query_head = per_query_head
     with torch.no_grad(), attached(loaded.model, capture, producers):
         loaded.anatomy.base()(ids[None].to(device), use_cache=False)
     return Lesson(capture)

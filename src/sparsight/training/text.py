@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sparsight.errors import ConfigError, StorageError, TextError
 from sparsight.training.shingles import overlap, shingles
@@ -291,3 +292,23 @@ def chunks(
             "give more text, or ask for fewer or shorter windows"
         )
     return np.arange(wanted, dtype=np.int64) * (windows // wanted) * stride
+
+
+def window(stream: torch.Tensor, start: int, length: int, start_tokens: Sequence[int] = ()) -> torch.Tensor:
+    """`length` ids from `start` of a stream, the first of them replaced by what the tokenizer puts in front of every text.
+
+    A model that was trained with a beginning-of-sequence token parks attention on it; without, every statistic would be of another model.
+
+    Parameters
+    ----------
+    stream : (tokens,) int64
+    start, length : int
+    start_tokens : sequence of int
+        See `LoadedModel.start_tokens`.
+
+    Returns
+    -------
+    (length,) int64
+    """
+    own = stream[start : start + length - len(start_tokens)]
+    return torch.cat([torch.tensor(start_tokens, dtype=own.dtype), own])

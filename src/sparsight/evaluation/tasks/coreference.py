@@ -11,7 +11,6 @@ the text before the closing sentence is prefilled; the closing sentence is read 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +23,6 @@ from torch import Tensor
 from ...errors import ConfigError, ModelError, TextError
 from ...models import LoadedModel
 from ...runtime import Budget, Plan, SelectingCache, apply
-from ...runtime.cache import SelectingLayer
 from ...runtime.generate import encode_prompt
 from ...tokens import create
 from ...tokens.base import Geometry
@@ -96,14 +94,11 @@ def _shared_start(full: Tensor, part: Tensor) -> int:
 
 
 class Reader:
-    """One item in front of a model; its dense prefill is computed once for all methods."""
+    """One item in front of a model."""
 
     def __init__(self, loaded: LoadedModel, item: Item) -> None:
         self.loaded, self.item, self.tokens = loaded, item, encode(loaded, item)
         self._dense = dense_plan(loaded)
-        self._prefix = SelectingCache(self._dense.selector, loaded.model.config)
-        with apply(loaded, self._dense):
-            self._forward(self.tokens.prefill, self._prefix)
 
     def outcome(self, plan: Plan | None = None) -> Outcome:
         """Generate and score the answer under a plan, or densely.
@@ -117,29 +112,21 @@ class Reader:
         """
         plan = plan or self._dense
         answer = self.tokens.answer[0].tolist()
-        cache = self._copy(self._prefix, plan)
+        cache = SelectingCache(plan.selector, self.loaded.model.config)
         with apply(self.loaded, plan):
+            self._forward(self.tokens.prefill, cache)
             first = self._step_through(self.tokens.steps, cache)[-1]
-            after_question = self._copy(cache, plan)
+            cache.record_past()
             generated = [first]
             while len(generated) < len(answer) + EXTRA_TOKENS:
                 last = torch.tensor([[generated[-1]]], device=self.tokens.answer.device)
                 generated += self._step_through(last, cache)
-            forced = [first, *self._step_through(self.tokens.answer[:, :-1], after_question)]
+            cache.crop(1 - len(generated))
+            forced = [first, *self._step_through(self.tokens.answer[:, :-1], cache)]
         # An end token must stay visible: without it the text after it would seem to belong to the name.
         text = self.loaded.tokenizer.decode(generated, skip_special_tokens=False)
         right = tuple(a == b for a, b in zip(forced, answer, strict=True))
         return Outcome(begins_with(text, self.item.place), right, text)
-
-    def _copy(self, source: SelectingCache, plan: Plan) -> SelectingCache:
-        """A cache of this plan's selector with the tokens of `source`, and the importance keys of all of them."""
-        cache = SelectingCache(plan.selector, self.loaded.model.config)
-        for i, layer in enumerate(source.layers):
-            if isinstance(layer, SelectingLayer):
-                cache.layers[i].update(layer.keys, layer.values)
-            else:
-                cache.layers[i] = copy.deepcopy(layer)
-        return cache
 
     def _step_through(self, ids: Tensor, cache: SelectingCache) -> list[int]:
         """Feed `(1, tokens)` one by one; the arg-max after each."""
@@ -224,9 +211,9 @@ def score_items(
 def _read(loaded: LoadedModel, plan: Plan, tokens: Sequence[Encoded]) -> dict[str, float]:
     """What the step that predicts the first token of the answer reads, as a mean over items."""
     lengths = [t.prefill.shape[1] + t.steps.shape[1] for t in tokens]
-    budgets = [plan.budget.while_generating(length) for length in lengths]
+    budgets = [plan.tokens([length])[0] for length in lengths]
     parts = [
-        bytes_per_token(loaded.anatomy, plan.selector, budget, length)
+        bytes_per_token(loaded.anatomy, plan.selector, budget, length, plan.rule.interval)
         for budget, length in zip(budgets, lengths, strict=True)
     ]
     return {"budget_tokens": fmean(budgets), "bytes_per_token": fmean(part["total"] for part in parts)}

@@ -1,0 +1,172 @@
+"""The selection rule: what is always read, and how importance becomes a choice; the same in decoding and in scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BudgetError, ConfigError, ModelError
+from ..ops import UNUSED, select_tokens, selectable_tokens, spread_to_neighbours
+from ..tokens import Rows, Selector
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """Cut-offs in place of a fixed count, a layer and chooser: how often a token reads more or less than its budget evens out on text.
+
+    Attributes
+    ----------
+    cuts : dict of int to Tensor
+        Layer to `(choosers,)` float32, compared with `excess`.
+    budget : str
+        The budget they were calibrated for.
+    """
+
+    cuts: dict[int, Tensor]
+    budget: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a row turns importance into the tokens it reads.
+
+    Attributes
+    ----------
+    sinks : int
+        First real tokens of a sequence, always read (arXiv:2309.17453).
+    window : int
+        Most recent tokens, the token itself among them, always read.
+    neighbours : int
+        Each chosen token brings this many tokens behind it, within the budget.
+    interval : int
+        A choice is made at every `interval`-th position and used until the next; the window still moves.
+    per_query_head : bool
+        Each query head chooses for itself instead of each KV head. For scoring only: keys and values are read a KV head.
+    thresholds : Thresholds, optional
+        Read what is important enough instead of a fixed count.
+    """
+
+    sinks: int = 4
+    window: int = 32
+    neighbours: int = 0
+    interval: int = 1
+    per_query_head: bool = False
+    thresholds: Thresholds | None = None
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0 or self.window < 0 or self.neighbours < 0:
+            raise ConfigError(
+                "sinks, window and neighbours must be at least 0, "
+                f"got sinks={self.sinks}, window={self.window}, neighbours={self.neighbours}"
+            )
+        if not 1 <= self.interval <= max(self.window, 1):
+            raise ConfigError(
+                f"interval must be from 1 to the window of {self.window} (what came since the last choice has to be read), "
+                f"got {self.interval}"
+            )
+
+        if self.interval > 1 and self.thresholds is not None:
+            raise ConfigError("thresholds are compared at every step, so they do not go with an interval above 1; use one of the two")
+
+    @property
+    def least(self) -> int:
+        """Smallest budget that holds sinks, window and one chosen token."""
+        return self.sinks + self.window + 1
+
+    def check_room(self, tokens: int) -> int:
+        """Return `tokens`, a budget that applies, if it is at least `least`.
+
+        Raises
+        ------
+        BudgetError
+        """
+        if tokens < self.least:
+            raise BudgetError(
+                f"a budget of {tokens} tokens is below {self.least} = {self.sinks} sinks + {self.window} recent + 1 chosen; "
+                "raise --budget or use a longer text"
+            )
+        return tokens
+
+    def check(self, selector: Selector) -> None:
+        """Raise `ConfigError` if the rule cannot be used with this selector."""
+        if self.thresholds is None:
+            return
+        if not selector.scores_logits:
+            raise ConfigError(f"method {selector.name!r} gives ranks, not scores, so it cannot be cut at a threshold; use top-k")
+        if missing := set(selector.layers) - set(self.thresholds.cuts):
+            raise ConfigError(f"the thresholds lack layer {min(missing)}, where {selector.name!r} chooses; calibrate them for it")
+
+    def selectable(self, rows: Rows) -> Tensor:
+        """`(batch, 1, rows, tokens)` bool: tokens that are chosen by importance."""
+        return selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], self.sinks, self.window)
+
+
+def score(selector: Selector, rows: Rows, rule: Rule) -> Tensor:
+    """Importance that the rule chooses by, `(batch, choosers, rows, tokens)`.
+
+    Raises
+    ------
+    ModelError
+        If the importance is NaN.
+    """
+    importance = selector.importance(rows)
+    if torch.isnan(importance).any():
+        raise ModelError(
+            f"importance scores of {selector.name!r} at layer {rows.layer} are NaN; "
+            "the model or the predictor holds values that are not finite"
+        )
+    return spread_to_neighbours(importance, rule.selectable(rows), rule.neighbours) if rule.neighbours else importance
+
+
+def pick(importance: Tensor, rows: Rows, budget: int | Tensor, rule: Rule) -> Tensor:
+    """The tokens read, `(batch, choosers, rows, largest budget)` int64; see `ops.select_tokens`.
+
+    Parameters
+    ----------
+    importance : (batch, choosers, rows, tokens)
+    rows : Rows
+    budget : int or (batch, 1, rows) int64
+    rule : Rule
+    """
+    selectable = rule.selectable(rows)
+    if rule.thresholds is not None:
+        always = (rows.visible & ~selectable).sum(dim=-1)
+        cut = rule.thresholds.cuts[rows.layer].to(importance.device)[None, :, None, None]
+        budget = always + (excess(importance, selectable) > cut).sum(dim=-1)
+    return select_tokens(importance, rows.visible, selectable, budget)
+
+
+def choose(selector: Selector, rows: Rows, budget: int | Tensor, rule: Rule) -> Tensor:
+    """What a selector reads: `pick` by `score`."""
+    return pick(score(selector, rows, rule), rows, budget, rule)
+
+
+def excess(importance: Tensor, selectable: Tensor) -> Tensor:
+    """Logarithm of how many times its even share a token gets among those that are chosen from; `-inf` elsewhere.
+
+    A softmax over the selectable tokens, times their number: so one cut-off serves texts of all lengths. Shapes as `select_tokens`.
+    """
+    scores = importance.float().masked_fill(~selectable, float("-inf"))
+    total = torch.logsumexp(scores, dim=-1, keepdim=True)
+    total = torch.where(total.isfinite(), total, torch.zeros_like(total))
+    return scores - total + selectable.sum(dim=-1, keepdim=True).clamp_min(1).log()
+
+
+def remembered(importance: Tensor, indices: Tensor, tokens: int) -> Tensor:
+    """Importance of an earlier choice carried over to `tokens` cached tokens: what was not chosen then is not now.
+
+    Parameters
+    ----------
+    importance : (batch, choosers, rows, budget)
+        Of the chosen tokens.
+    indices : (batch, choosers, rows, budget) int64
+    tokens : int
+
+    Returns
+    -------
+    (batch, choosers, rows, tokens)
+    """
+    carried = importance.new_full((*importance.shape[:3], tokens + 1), float("-inf"))
+    return carried.scatter_(-1, indices.masked_fill(indices == UNUSED, tokens), importance)[..., :tokens]
