@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +107,7 @@ PAPER_RULE = Rule(sinks=4, window=0, per_query_head=True)
 
 def evaluate(
     loaded: LoadedModel,
-    specs: Sequence[str],
+    specs: Sequence[str] | Mapping[str, str],
     documents: Sequence[Document],
     protocol: Protocol | None = None,
     budgets: Sequence[Budget | str] = ("1/8",),
@@ -123,8 +123,8 @@ def evaluate(
     Parameters
     ----------
     loaded : LoadedModel
-    specs : sequence of str
-        `NAME` or `NAME=ARTIFACT` (`tokens.pretrained.resolve`); "dense" is always there.
+    specs : sequence of str, or mapping of str to str
+        `NAME` or `NAME=ARTIFACT` (`tokens.pretrained.resolve`), by a name to call it if it is a mapping; "dense" is always there.
     documents : sequence of Document
     protocol : Protocol, optional
     budgets : sequence of Budget or str
@@ -237,12 +237,15 @@ def versions() -> dict[str, str]:
     return {**known, **{package: version(package) for package in ("torch", "transformers")}}
 
 
-def _selectors(loaded: LoadedModel, specs: Sequence[str], seed: int, index_dtype: str | None) -> dict[str, Selector]:
-    wanted = [spec for spec in specs if spec != "dense"]
-    if duplicates := {spec for spec in wanted if wanted.count(spec) > 1}:
-        raise ConfigError(f"--select names {', '.join(sorted(duplicates))} more than once; give each method once")
+def _selectors(loaded: LoadedModel, specs, seed: int, index_dtype: str | None) -> dict[str, Selector]:
+    if not isinstance(specs, Mapping):
+        wanted = [spec for spec in specs if spec != "dense"]
+        if duplicates := {spec for spec in wanted if wanted.count(spec) > 1}:
+            raise ConfigError(f"--select names {', '.join(sorted(duplicates))} more than once; give each method once")
+        specs = {spec: spec for spec in wanted}
     seeded = {"random": f"random:seed={seed}"}
-    return {spec: resolve(seeded.get(spec, spec), loaded, index_dtype) for spec in ("dense", *wanted)}
+    every = {"dense": "dense", **specs}
+    return {name: resolve(seeded.get(spec, spec), loaded, index_dtype) for name, spec in every.items()}
 
 
 def _refuse_known_text(selectors: dict[str, Selector], pieces: list[Chunk], allowed: bool) -> dict[str, float]:

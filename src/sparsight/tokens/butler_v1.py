@@ -59,7 +59,7 @@ class ButlerV1Config:
     reduce: int = 8
     rope_theta: float = 10000.0
     output_norm: bool = True
-    loss: str = "group"
+    loss: str = "full"
     index_dtype: str = "int8"
     reduction: str = "softmax-sum"
 
