@@ -9,6 +9,10 @@ UNUSED = -1
 """Stands in a selection where a row reads fewer tokens than another row of the batch."""
 
 
+_HAIR = 1e-12
+"""Relative; far below the distance of two different float32 numbers."""
+
+
 def visible_tokens(positions: Tensor, first: Tensor, tokens: int) -> Tensor:
     """Which cached tokens a row may attend to.
 
@@ -93,10 +97,13 @@ def spread_to_neighbours(importance: Tensor, selectable: Tensor, neighbours: int
 
     Returns
     -------
-    (batch, heads, rows, tokens)
+    (batch, heads, rows, tokens) float64
+        What a token passes on is a hair less than its own, less the farther: where the budget ends within a run, it ends the same way in
+        every pass.
     """
-    own = importance.masked_fill(~selectable, float("-inf"))
+    own = importance.double().masked_fill(~selectable, float("-inf"))
     spread = own.clone()
     for step in range(1, min(neighbours, own.shape[-1] - 1) + 1):
-        torch.maximum(spread[..., step:], own[..., :-step], out=spread[..., step:])
+        passed = own[..., :-step] - step * _HAIR * own[..., :-step].abs().clamp(_HAIR, 1e30)
+        torch.maximum(spread[..., step:], passed, out=spread[..., step:])
     return spread
