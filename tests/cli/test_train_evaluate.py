@@ -60,6 +60,29 @@ def test_a_trained_predictor_generates_and_evaluates_elsewhere(sparsight, byte_m
     assert code == 0, err
 
 
+def test_the_papers_protocol_and_the_settings_of_a_rule(sparsight, byte_model, trained, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("Something else entirely happened in the quiet village by the sea that year. " * 40)
+    options = ["--model", byte_model, "--text", other, "--length", 160, "--chunks", 2, "--budget", "1/2"]
+    select = ["--select", f"foresight={trained}", "quest", "random"]
+    rows = {}
+    for name, extra in {
+        "plain": [], "paper": ["--simulate-prefill"], "interval": ["--interval", 8], "neighbours": ["--neighbours", 1],
+        "int4": ["--index-dtype", "int4"], "thresholds": ["--thresholds"],
+    }.items():  # fmt: skip
+        result = tmp_path / f"{name}.json"
+        code, _, err = sparsight("evaluate", *select, *options, *extra, "--json", result)
+        assert code == 0, err
+        rows[name] = {row["method"].split("=")[0]: row for row in json.loads(result.read_text())["rows"]}
+    plain, mine = rows["plain"], {name: row["foresight"] for name, row in rows.items()}
+    assert plain["foresight"]["tokens"] == mine["interval"]["tokens"] == mine["neighbours"]["tokens"] == 80
+    assert mine["int4"]["state_fraction"] == plain["foresight"]["state_fraction"] / 2
+    assert mine["interval"]["bytes"]["index"] == mine["plain"]["bytes"]["index"] / 8
+    assert len({row["nll"] for row in mine.values()}) == len(mine)
+    # Each query head has its own half, so what a KV head reads for both of them is more.
+    assert rows["paper"]["random"]["share_read"] > 0.55 and rows["paper"]["dense"]["share_read"] == 1
+
+
 def test_text_it_was_trained_on_is_refused_unless_told(sparsight, byte_model, trained, text):
     command = ["evaluate", "--model", byte_model, "--select", f"foresight={trained}", "--text", text, "--length", 160,
                "--chunks", 3, "--budget", "1/2"]  # fmt: skip
@@ -97,6 +120,9 @@ def test_altered_truncated_and_pickled_predictors_are_refused(sparsight, byte_mo
         (["--method", "lowrank", "--length", "9999"], "outside 72..512"),
         (["--method", "lowrank", "--length", "20"], "outside 72..512"),
         (["--method", "lowrank", "--tokens", "0"], "--tokens must be at least 1"),
+        (["--method", "lowrank", "--window", "0"], "--window must be at least 1"),
+        (["--method", "butler", "--learning-rate", "nan"], "--learning-rate must be above 0"),
+        (["--method", "butler-v1", "--set", "reduce=7"], "choose another --set reduce=N"),
         (["--method", "lowrank", "--text", "/nowhere"], "/nowhere"),
         ([], "--method"),
     ],
@@ -132,6 +158,12 @@ def test_bad_text_is_named(sparsight, byte_model, tmp_path, verb, content, part)
         (["--select", "oracle", "--length", "4096"], "context"),
         (["--select", "oracle", "--budget", "1/4", "--chunks", "0"], "count"),
         (["--select", "foresight"], "sparsight train --model"),
+        (["--select", "oracle", "--budget", "1/4", "--interval", "0"], "interval must be from 1 to the window of 32"),
+        (["--select", "oracle", "--budget", "1/4", "--interval", "33"], "interval must be from 1 to the window of 32"),
+        (["--select", "oracle", "--budget", "1/4", "--neighbours", "-1"], "neighbours must be at least 0"),
+        (["--select", "oracle", "--budget", "1/4", "--simulate-prefill", "--interval", "2"], "window of 0"),
+        (["--select", "oracle", "--budget", "1/4", "--thresholds", "--interval", "2"], "thresholds"),
+        (["--select", "oracle", "--index-dtype", "int2"], "--index-dtype"),
         (["--select", "oracle", "--budget", "1/4", "--json", "/proc/none/r.json"], "/proc/none"),
         ([], "--select"),
     ],

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsight.errors import ConfigError, StorageError, TextError
 from sparsight.training.text import (
     Document,
-    chunks,
     hash_documents,
     overlap,
     read_documents,
@@ -19,6 +19,7 @@ from sparsight.training.text import (
     split_held_out,
     token_stream,
 )
+from sparsight.training.windows import chunks, window
 
 WIKITEXT = Path(__file__).resolve().parents[3] / "shared/data/wikitext-2/test.raw.txt"
 TWO_ARTICLES = """ \n = First one = \n \n Words here . \n = 1 rad / s and a nominal impedance k = \n More . \n = a + b =
@@ -254,3 +255,9 @@ def test_shingle_hashes_stay_what_they_were():
 def test_shingle_width_below_one_is_an_error():
     with pytest.raises(ConfigError, match="width"):
         shingles([1, 2], 0)
+
+
+def test_a_window_begins_with_the_start_tokens_and_keeps_its_length():
+    stream = torch.arange(100, 200)
+    assert window(stream, 10, 5).tolist() == [110, 111, 112, 113, 114]
+    assert window(stream, 10, 5, (2,)).tolist() == [2, 110, 111, 112, 113]

@@ -17,11 +17,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("--method", required=True, metavar="NAME", help="foresight, butler or lowrank")
+    parser.add_argument("--method", required=True, metavar="NAME", help="foresight, butler, butler-v1 or lowrank")
     many = {"nargs": "+", "action": "extend"}
     parser.add_argument("--text", **many, default=[], metavar="P", help="files or folders (default: the shipped text)")
     parser.add_argument("--length", **many, type=int, metavar="N", help="chunk lengths (default: 1024 2048 4096 8192)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to learn from (default: 600000)")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="peak rate of all but projections (default: 0.005)")
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="recent tokens that are always read, so nothing to learn (default: 32)"
+    )
     parser.add_argument("--set", **many, default=[], metavar="KEY=VALUE", help="settings of the method, such as rank=8")
     add_seed_option(parser, "seed of everything that is drawn")
     parser.add_argument("--resume", action="store_true", help="go on from an interrupted run with the same arguments")
@@ -43,7 +47,17 @@ def run(args: argparse.Namespace) -> int:
     settings = typed_settings(cls, args.set)
     if args.tokens is not None and args.tokens < 1:
         raise ConfigError(f"--tokens must be at least 1, got {args.tokens}")
-    given = {"tokens": args.tokens, "lengths": tuple(args.length) if args.length else None, "seed": args.seed}
+    if args.window is not None and args.window < 1:
+        raise ConfigError(f"--window must be at least 1 (the token itself), got {args.window}")
+    if args.learning_rate is not None and not 0 < args.learning_rate <= 1:
+        raise ConfigError(f"--learning-rate must be above 0 and at most 1, got {args.learning_rate}")
+    given = {
+        "tokens": args.tokens,
+        "lengths": tuple(args.length) if args.length else None,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "window": args.window,
+    }
     config = TrainingConfig(**{key: value for key, value in given.items() if value is not None})
     check_target(args.out)
     if args.text:  # what is wrong with it is said before the model is loaded

@@ -1,8 +1,9 @@
 """Proof: perplexity, recall and bytes of every selector on equal terms, in result files that can be repeated."""
 
 from .bytes import bytes_per_token, state_fraction
-from .evaluate import PAPER_RULE, GateError, Protocol, check_gate, evaluate
+from .evaluate import GateError, check_gate, evaluate
 from .intervals import clustered_mean
+from .protocol import PAPER_RULE, Protocol
 from .scoring import Chunk, Scorer
 
 __all__ = [

@@ -21,7 +21,7 @@ from .loss import distillation_loss, mass_recall
 from .schedule import calibration_steps, schedule
 from .statistics import gather_statistics
 from .teacher import sample_positions, teach
-from .text import window
+from .windows import window
 
 Progress = Callable[[int, int, str], None]
 """progress(done, in all, note), for each phase: calibration, training (the note has loss and recall), int8 scales"""

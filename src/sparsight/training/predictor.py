@@ -21,7 +21,8 @@ from .loss import mass_recall
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
 from .teacher import sample_positions, teach
-from .text import hash_documents, read_documents, split_held_out, token_stream, window
+from .text import hash_documents, read_documents, split_held_out, token_stream
+from .windows import window
 
 HELD_OUT = 0.1
 RECALL_SHARES = (1 / 4, 1 / 8, 1 / 16)

@@ -13,7 +13,8 @@ from ..tokens import Selector
 from .schedule import calibration_steps
 from .shipped_text import shipped_documents
 from .teacher import sample_positions, teach
-from .text import Document, token_stream, window
+from .text import Document, token_stream
+from .windows import window
 
 
 def calibrate_thresholds(
