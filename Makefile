@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .oldest/.installed
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-slow demo bench predictors clean
+.PHONY: install test test-oldest test-slow demo bench predictors clean
 
 install: $(INSTALLED)
 
@@ -26,6 +27,18 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
+# The oldest transformers in an environment of its own, which takes everything else from .venv: nothing large is installed twice.
+$(OLDEST): $(INSTALLED) requirements-oldest.txt
+	rm -rf .oldest
+	$(BIN)/python -m venv --without-pip .oldest
+	$(BIN)/python -m pip --python .oldest/bin/python install --quiet --no-deps -r requirements-oldest.txt
+	@site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	echo "import site; site.addsitedir('$$(site $(BIN)/python)')" > "$$(site .oldest/bin/python)/rest.pth"
+	@touch $@
+
+test-oldest: $(OLDEST)
+	SPARSIGHT_EXPECT_TRANSFORMERS=$$(sed -n 's/^transformers==//p' requirements-oldest.txt) .oldest/bin/python -m pytest
+
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
@@ -39,5 +52,5 @@ predictors: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/predictors.sh
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .oldest build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

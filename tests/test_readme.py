@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(
 
 def run(arguments: list[str], folder: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000)
+    arguments, given = with_input(arguments, folder)
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000, input=given)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,13 +36,22 @@ def commands(blocks: list[str]) -> list[list[str]]:
     return [[sys.executable, "-m", *shlex.split(line)] for line in lines]
 
 
+def with_input(command: list[str], folder: Path) -> tuple[list[str], str | None]:
+    """A command without its `< file`, and the text of that file."""
+    if "<" not in command:
+        return command, None
+    at = command.index("<")
+    return command[:at], (folder / command[at + 1]).read_text()
+
+
 def notes(folder: Path) -> None:
+    (folder / "questions.txt").write_text("What is copper?\nAnd what is it used for?\n")
     shutil.copyfile(ROOT / "src" / "sparsight" / "demo" / "document.txt", folder / "notes.txt")
 
 
 def test_the_page_has_examples_of_every_kind():
     verbs = {command[3] for command in commands(SHELL + SLOW)}
-    assert verbs == {"generate", "evaluate", "train", "info"} and len(PYTHON) == 1
+    assert verbs == {"generate", "evaluate", "train", "info", "chat"} and len(PYTHON) == 1
 
 
 def test_shell_commands_run_in_order(tmp_path):

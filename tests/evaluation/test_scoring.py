@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sparsight.evaluation import Chunk, Scorer
 from sparsight.models import Anatomy, LoadedModel
-from sparsight.runtime import Budget, Plan, Rule, apply
+from sparsight.runtime import Budget, Plan, Rule, Thresholds, apply
 from sparsight.tokens import Geometry, create, methods
 
 SCORED = 24
@@ -43,6 +43,73 @@ def test_masked_pass_equals_step_by_step_decoding(name, budget, tiny, ready_sele
     assert torch.allclose(masked, stepped, atol=2e-4)
     if selector.selects and budget == 10:
         assert (masked - scorer.nll()[0]).abs().amax() > 1e-3
+
+
+def thresholds(selector, cut):
+    """The same cut-off for all layers and choosers."""
+    return Thresholds({layer: torch.full((selector.geometry.kv_heads,), cut) for layer in selector.layers}, "test")
+
+
+def assert_scored_as_decoded(loaded, selector, chunk, budget, rule):
+    """Also tells how many tokens a chooser read on average."""
+    stepped = decoded_nll(loaded, Plan(selector, budget, rule), chunk)
+    lengths = range(chunk.length - SCORED + 1, chunk.length + 1)
+    each = torch.tensor([budget.while_generating(n) for n in lengths])
+    scorer = Scorer(loaded, chunk, rule, selector.history)
+    masked, seen = scorer.nll(selector, each if isinstance(budget.value, Fraction) else budget.value)
+    torch.testing.assert_close(masked, stepped, atol=2e-4, rtol=1e-4)
+    assert (masked - scorer.nll()[0]).abs().amax() > 1e-3
+    return seen.read / seen.held * sum(lengths) / SCORED
+
+
+SCORING = [name for name, cls in methods().items() if cls.scores_logits]
+RULES = [
+    {"interval": 3},
+    {"neighbours": 2},
+    {"interval": 4, "neighbours": 1},
+    {"interval": 3, "sinks": 0},
+    {"sinks": 0, "window": 0, "neighbours": 1},
+]
+
+
+@pytest.mark.parametrize("settings", RULES, ids=str)
+@pytest.mark.parametrize("name", [name for name, cls in methods().items() if cls.selects])
+def test_masked_pass_follows_every_rule_as_decoding_does(name, settings, tiny, ready_selector, chunk):
+    selector, rule = ready_selector(name, tiny), Rule(**{"sinks": 2, "window": 4, **settings})
+    assert assert_scored_as_decoded(tiny, selector, chunk, Budget(11), rule) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("settings", [{}, *RULES], ids=str)
+@pytest.mark.parametrize("name", ["butler-v1", "foresight", "oracle", "quest", "random"])
+def test_masked_pass_follows_a_budget_that_grows_with_the_text(name, settings, tiny, ready_selector, chunk):
+    """Between two choices a budget may grow by more than what came since."""
+    selector, rule = ready_selector(name, tiny), Rule(**{"sinks": 2, "window": 4, **settings})
+    budget = Budget(Fraction(9, 10))
+    mean = sum(budget.at(n) for n in range(chunk.length - SCORED + 1, chunk.length + 1)) / SCORED
+    assert assert_scored_as_decoded(tiny, selector, chunk, budget, rule) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("settings", [{}, {"neighbours": 2}, {"sinks": 0, "window": 1}], ids=str)
+@pytest.mark.parametrize("name", SCORING)
+def test_masked_pass_cuts_at_thresholds_as_decoding_does(name, settings, tiny, ready_selector, chunk):
+    selector = ready_selector(name, tiny)
+    read = []
+    for cut in (-0.02, 0.02):
+        rule = Rule(**{"sinks": 2, "window": 4, **settings, "thresholds": thresholds(selector, cut)})
+        read.append(assert_scored_as_decoded(tiny, selector, chunk, Budget(11), rule))
+    assert read[0] > read[1] + 0.5, "a higher cut-off reads less"
+
+
+@pytest.mark.parametrize("settings", [{}, {"interval": 3}], ids=str)
+@pytest.mark.parametrize("name", [name for name, cls in methods().items() if cls.learned])
+def test_masked_pass_keeps_keys_in_four_bits_as_decoding_does(name, settings, tiny, ready_selector, chunk):
+    rule = Rule(sinks=2, window=4, **settings)
+    losses = []
+    for dtype in ("int4", "bf16"):
+        selector = ready_selector(name, tiny, index_dtype=dtype)
+        assert_scored_as_decoded(tiny, selector, chunk, Budget(11), rule)
+        losses.append(Scorer(tiny, chunk, rule, selector.history).nll(selector, 11)[0])
+    assert not torch.equal(*losses), "four bits are not what bfloat16 is"
 
 
 def test_full_budget_is_dense_and_the_prefix_is_left_as_it_was(tiny, ready_selector, chunk):
@@ -83,5 +150,7 @@ def test_layers_with_a_sliding_window_keep_it():
     assert torch.allclose(scorer.nll()[0], plain, atol=1e-5)
     selector = create("oracle", Geometry.of(loaded.anatomy))
     masked = scorer.nll(selector, 10)[0]
-    assert torch.allclose(masked, decoded_nll(loaded, Plan(selector, Budget(10), Rule(sinks=2, window=4)), chunk), atol=2e-4)
+    assert torch.allclose(
+        masked, decoded_nll(loaded, Plan(selector, Budget(10), Rule(sinks=2, window=4)), chunk), atol=2e-4
+    )
     assert (masked - plain).abs().amax() > 1e-3 and torch.allclose(scorer.nll()[0], plain, atol=1e-5)

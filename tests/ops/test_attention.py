@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsight.ops import attention_weights, dense_attention, gathered_attention, keep_mask, masked_attention
+from sparsight.ops import UNUSED, attention_weights, dense_attention, gathered_attention, keep_mask, masked_attention
 
 shapes = st.tuples(*(st.integers(1, n) for n in (3, 3, 3, 12, 5)))
 """batch, kv_heads, group, tokens, half of head_dim"""
@@ -65,3 +65,38 @@ def test_gathered_attention_keeps_the_dtype(dtype):
     out = gathered_attention(q.to(dtype), k.to(dtype), v.to(dtype), indices, 0.3)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), gathered_attention(q, k, v, indices, 0.3), atol=0.03, rtol=0.03)
+
+
+@given(shapes, st.integers(0, 999))
+@settings(deadline=None)
+def test_unused_entries_are_not_attended_to(shape, seed):
+    q, k, v, g = tensors(shape, seed)
+    batch, kv_heads, group, tokens, _ = shape
+    indices = torch.rand(batch, kv_heads, 1, tokens, generator=g).argsort(dim=-1)
+    used = torch.randint(1, tokens + 1, (batch, kv_heads), generator=g)
+    beyond = torch.arange(tokens) >= used[..., None, None]
+    # The row that an unused entry would read by accident is made to stand out.
+    k[:, :, 0] *= 10
+    out = gathered_attention(q, k, v, indices.masked_fill(beyond, UNUSED), 0.3)
+    for b in range(batch):
+        for head in range(kv_heads * group):
+            kv = head // group
+            chosen = indices[b, kv, 0, : int(used[b, kv])]
+            weights = torch.softmax(k[b, kv, chosen] @ q[b, head, 0] * 0.3, dim=0)
+            torch.testing.assert_close(out[b, head, 0], weights @ v[b, kv, chosen])
+
+
+@given(shapes, st.integers(0, 999), st.integers(1, 5))
+@settings(deadline=None)
+def test_each_query_head_attends_to_its_own_selection(shape, seed, rows):
+    q, k, v, g = tensors(shape, seed, rows)
+    batch, kv_heads, group, tokens, _ = shape
+    keep = torch.rand(batch, kv_heads * group, rows, tokens, generator=g) < 0.5
+    keep[..., 0] = True
+    out = masked_attention(q, k, v, keep, 0.3)
+    for b in range(batch):
+        for head in range(kv_heads * group):
+            for r in range(rows):
+                chosen = keep[b, head, r].nonzero().flatten()
+                weights = torch.softmax(k[b, head // group, chosen] @ q[b, head, r] * 0.3, dim=0)
+                torch.testing.assert_close(out[b, head, r], weights @ v[b, head // group, chosen])

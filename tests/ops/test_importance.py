@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsight.ops import group_importance
-from sparsight.ops.importance import REDUCTIONS, grouped_scores
+from sparsight.ops.importance import REDUCTIONS, grouped_scores, share_heads
 
 
 def naive(scores, visible, kv_heads, reduction):
@@ -68,3 +68,22 @@ def test_grouped_scores_repeat_the_keys(batch, kv_heads, group, rows, tokens):
     q = torch.randn(batch, kv_heads * group, rows, 8, generator=g)
     k = torch.randn(batch, kv_heads, tokens, 8, generator=g)
     torch.testing.assert_close(grouped_scores(q, k), q @ k.repeat_interleave(group, dim=1).transpose(-1, -2))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_where_each_query_head_chooses_nothing_is_reduced(reduction):
+    scores = torch.randn(2, 6, 3, 7, generator=torch.Generator().manual_seed(1))
+    visible = torch.ones(2, 1, 3, 7, dtype=torch.bool).tril(4)
+    each = group_importance(scores, visible, 6, reduction)
+    assert torch.equal(each, scores.masked_fill(~visible, float("-inf")))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_one_score_a_kv_head_is_shared_by_its_query_heads(reduction):
+    scores = torch.randn(2, 2, 3, 7, generator=torch.Generator().manual_seed(2))
+    visible = torch.ones(2, 1, 3, 7, dtype=torch.bool).tril(4)
+    each = group_importance(scores, visible, 6, reduction)
+    assert each.shape == (2, 6, 3, 7)
+    for head in range(6):
+        assert torch.equal(each[:, head], scores[:, head // 3].masked_fill(~visible[:, 0], float("-inf")))
+    assert torch.equal(share_heads(scores, 2), scores)

@@ -62,6 +62,8 @@ def select_tokens(importance: Tensor, visible: Tensor, selectable: Tensor, budge
         Token indices in ascending order (rows of the cache are then read forwards), then `UNUSED` where a row has a smaller budget.
     """
     importance = importance if importance.dtype == torch.float64 else importance.float()
+    # Visible tokens may be -inf too: what an earlier choice left out. They still come before those that are not visible.
+    importance = importance.clamp_min(torch.finfo(importance.dtype).min)
     order = importance.masked_fill(~selectable, float("inf")).masked_fill(~visible, float("-inf"))
     if isinstance(budget, int):
         return order.topk(budget, dim=-1, sorted=False).indices.sort(dim=-1).values
@@ -92,7 +94,7 @@ def spread_to_neighbours(importance: Tensor, selectable: Tensor, neighbours: int
     ----------
     importance : (batch, heads, rows, tokens)
     selectable : (batch, 1, rows, tokens) bool
-        Only tokens that are chosen by importance have something to pass on.
+        Only tokens that are chosen by importance have something to pass on; the others keep their own, for when they leave the window.
     neighbours : int
 
     Returns
@@ -101,8 +103,8 @@ def spread_to_neighbours(importance: Tensor, selectable: Tensor, neighbours: int
         What a token passes on is a hair less than its own, less the farther: where the budget ends within a run, it ends the same way in
         every pass.
     """
-    own = importance.double().masked_fill(~selectable, float("-inf"))
-    spread = own.clone()
+    spread = importance.double().clone()
+    own = spread.masked_fill(~selectable, float("-inf"))
     for step in range(1, min(neighbours, own.shape[-1] - 1) + 1):
         passed = own[..., :-step] - step * _HAIR * own[..., :-step].abs().clamp(_HAIR, 1e30)
         torch.maximum(spread[..., step:], passed, out=spread[..., step:])

@@ -128,13 +128,15 @@ def pick(importance: Tensor, rows: Rows, budget: int | Tensor, rule: Rule) -> Te
     importance : (batch, choosers, rows, tokens)
     rows : Rows
     budget : int or (batch, 1, rows) int64
+        Under thresholds it says only which rows are read whole: those that it covers.
     rule : Rule
     """
     selectable = rule.selectable(rows)
     if rule.thresholds is not None:
-        always = (rows.visible & ~selectable).sum(dim=-1)
+        seen, always = rows.visible.sum(dim=-1), (rows.visible & ~selectable).sum(dim=-1)
         cut = rule.thresholds.cuts[rows.layer].to(importance.device)[None, :, None, None]
-        budget = always + (excess(importance, selectable) > cut).sum(dim=-1)
+        above = always + (excess(importance, selectable) > cut).sum(dim=-1)
+        budget = torch.where(seen <= budget, seen, above.clamp_min(1))
     return select_tokens(importance, rows.visible, selectable, budget)
 
 
