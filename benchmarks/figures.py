@@ -108,6 +108,7 @@ def settings_table() -> str:
         "int4": "`--index-dtype int4` (state 3.02 %)",
         "interval-4": "`--interval 4`",
         "interval-16": "`--interval 16`",
+        "interval-4-neighbours-3": "`--interval 4 --neighbours 3`",
         "neighbours-1": "`--neighbours 1`",
         "thresholds": "`--thresholds` (tokens read: {read})",
     }

@@ -74,9 +74,10 @@ EXPERIMENTS = (
     Experiment("interval-4", TEST, 1024, 64, SERVED, EIGHTH, settings=(("interval", 4),)),
     Experiment("interval-16", TEST, 1024, 64, SERVED, EIGHTH, settings=(("interval", 16),)),
     Experiment("neighbours-1", TEST, 1024, 64, SERVED, EIGHTH, settings=(("neighbours", 1),)),
+    Experiment("interval-4-neighbours-3", TEST, 1024, 64, SERVED, EIGHTH, settings=(("interval", 4), ("neighbours", 3))),
     Experiment("thresholds", TEST, 1024, 64, ("oracle", *SERVED), EIGHTH, settings=(("thresholds", True),)),
     Experiment("gemma", TEST, 1024, 64, ALL, ("1/4", "1/8", "1/16"), model="gemma3-270m"),
-    Experiment("gemma-paper", TEST, 1024, 8, PAPER, PAPER_BUDGETS, model="gemma3-270m", paper=True),
+    Experiment("gemma-paper", TEST, 1024, 6, PAPER, PAPER_BUDGETS, model="gemma3-270m", paper=True),
 )
 DEFAULT = tuple(e.name for e in EXPERIMENTS if e.model == "smollm2-135m")
 LEARNED = ("foresight", "lowrank", "butler", "butler-v1")

@@ -103,7 +103,9 @@ class Rules:
                 for label, budget in budgets.items():
                     if selector.scores_logits and budget.at(protocol.length) < protocol.length:
                         rule = self._plain if name == "oracle" else self._rule
-                        cuts = calibrate_thresholds(loaded, selector, protocol.length, budget, rule, progress=progress)
+                        cuts = calibrate_thresholds(
+                            loaded, selector, protocol.length, budget, rule, every_row=protocol.simulate_prefill, progress=progress
+                        )
                         self._cut[name, label] = replace(rule, thresholds=cuts)
 
     def __call__(self, name: str, label: str) -> Rule:

@@ -24,6 +24,7 @@ def calibrate_thresholds(
     budget: Budget,
     rule: Rule | None = None,
     documents: Sequence[Document] | None = None,
+    every_row: bool = False,
     chunks: int = 8,
     rows: int = 32,
     seed: int = 0,
@@ -45,8 +46,11 @@ def calibrate_thresholds(
         Sinks, window, neighbours and who chooses.
     documents : sequence of Document, optional
         The text that comes with the package without any.
+    every_row : bool
+        Sample rows from all of a chunk, each with the budget of what it sees, instead of from its last quarter with the budget of its
+        length: how `evaluate` scores with a simulated prefill, and without.
     chunks, rows : int
-        Chunks of text, and rows sampled from the last three quarters of each.
+        Chunks of text, and rows sampled from each.
     seed : int
     progress : callable, optional
         progress(chunks done, chunks, note)
@@ -71,7 +75,8 @@ def calibrate_thresholds(
         if progress is not None:
             progress(number, len(steps), f"thresholds of {selector.name} at {budget}")
         ids = window(stream, step.start, length, loaded.start_tokens)
-        positions = sample_positions(length, rows, length // 4, generator)
+        positions = sample_positions(length, rows, 0 if every_row else length * 3 // 4, generator)
+        budgets = [min(max(budget.at(p + 1), rule.least), p + 1) if every_row else budget.at(length) for p in positions.tolist()]
         lesson = teach(loaded, ids, positions, selector.layers, selector.producers, rule.per_query_head)
         index = selector.new_index()
         for layer in selector.layers:
@@ -84,6 +89,11 @@ def calibrate_thresholds(
             seen[layer].append(values.flatten(1))
             if layer == selector.layers[0]:
                 always = (view.visible & ~selectable).sum(dim=-1).flatten()
-                wanted += int((budget.at(length) - always).clamp_min(1).sum())
-    cuts = {layer: torch.cat(values, dim=1).topk(wanted + 1, dim=1).values[:, -1].cpu() for layer, values in seen.items()}
+                wanted += int((torch.tensor(budgets, device=always.device) - always).clamp_min(0).sum())
+    cuts = {layer: _cut(torch.cat(values, dim=1), wanted) for layer, values in seen.items()}
     return Thresholds(cuts, str(budget))
+
+
+def _cut(values: Tensor, wanted: int) -> Tensor:
+    """What `wanted` of the values of each chooser, `(choosers, values)`, are above."""
+    return values.topk(min(wanted + 1, values.shape[1]), dim=1).values[:, -1].cpu()
