@@ -148,10 +148,10 @@ def test_a_new_prompt_or_a_crop_makes_a_new_choice(tiny, ready_selector, ids, mo
             tiny.model(ids[:, start:stop], past_key_values=cache, use_cache=True)
             return calls[1]
 
-        assert [step(20, 21), step(21, 22)] == [1, 1]
-        assert [step(22, 30), step(30, 31), step(31, 32)] == [1, 2, 2]
-        cache.crop(-3)
-        assert [step(29, 30), step(30, 31)] == [3, 3]
+        assert [step(20, 21), step(21, 22), step(22, 23), step(23, 24)] == [1, 1, 1, 1]
+        assert [step(24, 25), step(25, 27), step(27, 28), step(28, 29)] == [2, 2, 3, 3]
+        cache.crop(-1)
+        assert [step(28, 29), step(29, 30)] == [4, 4]
 
 
 @pytest.mark.parametrize("budget", [Budget(14), Budget(Fraction(9, 10))], ids=str)
@@ -252,3 +252,15 @@ def test_pick_without_thresholds_is_select_tokens():
     importance = score(selector, rows, rule)
     assert torch.equal(importance, selector.importance(rows))
     assert torch.equal(pick(importance, rows, 12, rule), select_tokens(importance, visible, selectable, 12))
+
+
+def test_neighbours_come_along_within_the_budget():
+    model, selector = FakeModel(batch=1), ready("oracle")
+    rows = model.rows(selector, 1, torch.tensor([47]))
+    chosen, free = choose(selector, rows, 15, Rule(sinks=2, window=4, neighbours=2)), range(2, 44)
+    for head in range(2):
+        taken: list[int] = []
+        order = selector.importance(rows)[0, head, 0].argsort(descending=True).tolist()
+        for leader in (t for t in order if t in free):
+            taken += [t for t in range(leader, leader + 3) if t in free and t not in taken]
+        assert set(chosen[0, head, 0].tolist()) == {0, 1, 44, 45, 46, 47, *taken[:9]}

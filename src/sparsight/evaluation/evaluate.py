@@ -20,7 +20,7 @@ from ..tokens.pretrained import resolve
 from ..training.text import Document, hash_documents, overlap
 from .bytes import bytes_per_token, state_fraction
 from .intervals import clustered_mean
-from .protocol import Protocol, Rules, cut
+from .protocol import PLAIN, Protocol, Rules, cut
 from .recall import RecallProbe, recall_figures
 from .results import ResultFile
 from .scoring import Chunk, Scorer
@@ -74,7 +74,7 @@ def evaluate(
     Returns
     -------
     dict
-        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget), "configuration" and
+        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own), "configuration" and
         "configuration_hash".
 
     Raises
@@ -128,7 +128,11 @@ def _selectors(loaded: LoadedModel, specs, seed: int, index_dtype: str | None) -
         specs = {spec: spec for spec in wanted}
     seeded = {"random": f"random:seed={seed}"}
     every = {"dense": "dense", **specs}
-    return {name: resolve(seeded.get(spec, spec), loaded, index_dtype) for name, spec in every.items()}
+    selectors = {name: resolve(seeded.get(spec, spec), loaded, index_dtype) for name, spec in every.items()}
+    for name in ("dense", "oracle", "random"):
+        if name in selectors and selectors[name].name != name:
+            raise ConfigError(f"{name!r} is what the gate measures against; call the method {selectors[name].name!r} something else")
+    return selectors
 
 
 def _refuse_known_text(selectors: dict[str, Selector], pieces: list[Chunk], allowed: bool) -> dict[str, float]:
@@ -220,7 +224,8 @@ def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dic
     share = sum(chunk["share"].get(key, 1.0) for chunk in measured) / len(measured)
     mean_context = protocol.length - (rows - 1) / 2
     tokens = round(share * mean_context, 2) if share < 1 else protocol.context
-    parts = bytes_per_token(anatomy, selector, tokens, protocol.context, protocol.rule.interval)
+    steps = 1 if selector.name in PLAIN else protocol.rule.interval
+    parts = bytes_per_token(anatomy, selector, tokens, protocol.context, steps)
     return {
         "method": name,
         "budget": label,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import BudgetError, ConfigError, TextError
 from ..models import LoadedModel
 from ..runtime import Budget, Rule
+from ..runtime.rule import NO_INTERVAL
 from ..tokens import Geometry, create
 from ..training.text import Document, token_stream
 from ..training.thresholds import calibrate_thresholds
@@ -49,7 +50,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.thresholds and self.rule.interval > 1:
-            raise ConfigError("thresholds are compared at every step; they do not go with an interval above 1: use one of the two")
+            raise ConfigError(NO_INTERVAL)
 
     @property
     def rows(self) -> int:
@@ -70,11 +71,12 @@ class Protocol:
         """
         if budget.at(self.length) >= self.length:
             return None
+        try:
+            tokens = self.rule.check_room(budget.at(self.length))
+        except BudgetError as error:
+            raise BudgetError(f"at length {self.length}, budget {budget}: {error}") from None
         if not self.simulate_prefill:
-            try:
-                return self.rule.check_room(budget.at(self.length))
-            except BudgetError as error:
-                raise BudgetError(f"at length {self.length}, budget {budget}: {error}") from None
+            return tokens
         return torch.tensor([min(max(budget.at(n), self.rule.least), n) for n in range(1, self.length + 1)])
 
     def stated(self) -> dict[str, Any]:
@@ -90,26 +92,31 @@ PAPER_RULE = Rule(sinks=4, window=0, per_query_head=True)
 """TokenButler's (arXiv:2503.07518v1): a choice a query head, four sinks, no window. The sinks count inside the budget here."""
 
 
+PLAIN = ("oracle", "random")
+"""Methods that choose by importance alone whatever the rule says of neighbours and intervals: ceiling and floor."""
+
+
 class Rules:
-    """The rule of each method and budget: the protocol's; the oracle and random choose plainly, as ceiling and floor."""
+    """The rule of each method and budget: the protocol's, or its plain form for those of `PLAIN`."""
 
     def __init__(self, loaded, selectors, budgets, protocol, progress) -> None:
         self._plain = replace(protocol.rule, neighbours=0, interval=1)
         self._rule = protocol.rule
+        self._plainly = {*PLAIN, *(name for name, selector in selectors.items() if selector.name in PLAIN)}
         self._cut: dict[tuple[str, str], Rule] = {}
         if protocol.thresholds:
             oracle = {"oracle": create("oracle", Geometry.of(loaded.anatomy))}
             for name, selector in {**oracle, **selectors}.items():
                 for label, budget in budgets.items():
                     if selector.scores_logits and budget.at(protocol.length) < protocol.length:
-                        rule = self._plain if name == "oracle" else self._rule
+                        rule = self._plain if name in self._plainly else self._rule
                         cuts = calibrate_thresholds(
                             loaded, selector, protocol.length, budget, rule, every_row=protocol.simulate_prefill, progress=progress
                         )
                         self._cut[name, label] = replace(rule, thresholds=cuts)
 
     def __call__(self, name: str, label: str) -> Rule:
-        plain = self._plain if name in ("oracle", "random") else self._rule
+        plain = self._plain if name in self._plainly else self._rule
         return self._cut.get((name, label), plain)
 
 

@@ -32,6 +32,7 @@ class RecallProbe:
         "oracle" and "random" are added if missing: the gate needs them.
     budgets : dict of label to int or (scored,) int64
     rule_of : callable
+        An interval is left out of account: each row is asked anew.
     every : int
         Look at every n-th scored row; outputs at every 4n-th, ranks at every 16n-th: they cost more and vary less.
     """

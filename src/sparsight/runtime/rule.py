@@ -11,6 +11,8 @@ from ..errors import BudgetError, ConfigError, ModelError
 from ..ops import UNUSED, select_tokens, selectable_tokens, spread_to_neighbours
 from ..tokens import Rows, Selector
 
+NO_INTERVAL = "thresholds are compared at every step, so they do not go with an interval above 1; use one of the two"
+
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
@@ -41,7 +43,8 @@ class Rule:
     neighbours : int
         Each chosen token brings this many tokens behind it, within the budget.
     interval : int
-        A choice is made at every `interval`-th position and used until the next; the window still moves.
+        A choice is made at every `interval`-th step, counted from the first that selects and anew after a forward of several tokens or a
+        crop, and used until the next; the window still moves.
     per_query_head : bool
         Each query head chooses for itself instead of each KV head. For scoring only: keys and values are read a KV head.
     thresholds : Thresholds, optional
@@ -68,7 +71,7 @@ class Rule:
             )
 
         if self.interval > 1 and self.thresholds is not None:
-            raise ConfigError("thresholds are compared at every step, so they do not go with an interval above 1; use one of the two")
+            raise ConfigError(NO_INTERVAL)
 
     @property
     def least(self) -> int:
@@ -93,14 +96,19 @@ class Rule:
         """Raise `ConfigError` if the rule cannot be used with this selector."""
         if self.thresholds is None:
             return
-        if not selector.scores_logits:
-            raise ConfigError(f"method {selector.name!r} gives ranks, not scores, so it cannot be cut at a threshold; use top-k")
+        check_scores(selector)
         if missing := set(selector.layers) - set(self.thresholds.cuts):
             raise ConfigError(f"the thresholds lack layer {min(missing)}, where {selector.name!r} chooses; calibrate them for it")
 
     def selectable(self, rows: Rows) -> Tensor:
         """`(batch, 1, rows, tokens)` bool: tokens that are chosen by importance."""
         return selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], self.sinks, self.window)
+
+
+def check_scores(selector: Selector) -> None:
+    """Raise `ConfigError` if the importance of a selector cannot be cut at a threshold."""
+    if not selector.scores_logits:
+        raise ConfigError(f"method {selector.name!r} gives ranks, not scores, so it cannot be cut at a threshold; use top-k")
 
 
 def score(selector: Selector, rows: Rows, rule: Rule) -> Tensor:

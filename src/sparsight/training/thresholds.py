@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..models import LoadedModel
 from ..runtime import Budget, Rule, Thresholds, excess, score
+from ..runtime.rule import check_scores
 from ..tokens import Selector
 from .schedule import calibration_steps
 from .shipped_text import shipped_documents
@@ -40,7 +41,8 @@ def calibrate_thresholds(
     selector : Selector
         One whose importance is in the scale of attention logits.
     length : int
-        Tokens a chunk; cut-offs are relative to an even share, so they serve other lengths too.
+        Tokens a chunk. A cut-off lets through about the same share of any length, which is not the same number of tokens: calibrate at
+        the length that is read.
     budget : Budget
     rule : Rule, optional
         Sinks, window, neighbours and who chooses.
@@ -63,8 +65,11 @@ def calibrate_thresholds(
     ------
     BudgetError
         If the budget does not hold sinks, window and one chosen token.
+    ConfigError
+        If the method gives ranks, not scores.
     """
     rule = rule or Rule()
+    check_scores(selector)
     rule.check_room(budget.at(length))
     stream = torch.from_numpy(token_stream(documents or shipped_documents(), loaded.tokenizer)[0])
     steps = calibration_steps(len(stream), (length,), chunks * length, seed)[:chunks]
