@@ -74,8 +74,8 @@ def evaluate(
     Returns
     -------
     dict
-        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own), "configuration" and
-        "configuration_hash".
+        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own),
+        "configuration" and "configuration_hash".
 
     Raises
     ------
