@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import ModelError
 from ..ops import GrowingTensor
@@ -38,7 +38,9 @@ class GrowingLayer(DynamicLayer):
         self._refresh()
 
     def reset(self) -> None:
-        self.crop(-self._keys.length)
+        self._keys, self._values = GrowingTensor(), GrowingTensor()
+        self.keys = self.values = None
+        self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -58,6 +60,51 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._keys.view, self._values.view
 
 
+class WindowLayer(DynamicSlidingWindowLayer):
+    """A layer with a sliding window that can keep what slides out of it, so that tokens can be taken back.
+
+    Versions of transformers differ in whether theirs can, and for how many passes in a row.
+
+    Attributes
+    ----------
+    recording : bool
+        Whether what slides out from now on is kept until the next `crop`.
+    """
+
+    recording = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append `(batch, kv_heads, new, head_dim)` and return the keys and values in the window of any of these rows."""
+        if not self.recording:
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[-2]
+        self.keys = torch.cat([self.keys, key_states], dim=-2)
+        self.values = torch.cat([self.values, value_states], dim=-2)
+        seen = self.sliding_window - 1 + key_states.shape[-2]
+        return self.keys[:, :, -seen:], self.values[:, :, -seen:]
+
+    @property
+    def removable(self) -> int:
+        """How many of the last tokens can be taken back: all of them until one has been let go of."""
+        held = self.keys.shape[-2] if self.is_initialized else 0
+        return held if held == self.cumulative_length else max(held - self.sliding_window + 1, 0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget minus this many tokens, at most `removable`, and what the window before them does not need."""
+        if not self.is_initialized:
+            return
+        end = max(self.keys.shape[-2] - abs(tokens_to_remove), 0)
+        needed = slice(max(end - self.sliding_window + 1, 0), end)
+        self.keys, self.values = self.keys[:, :, needed], self.values[:, :, needed]
+        self.cumulative_length = max(self.cumulative_length - abs(tokens_to_remove), 0)
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized, self.cumulative_length = False, 0
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """Tokens chosen with `made_at` tokens in the cache, and their importance, both `(batch, kv_heads, 1, budget)`."""
@@ -75,7 +122,7 @@ class SelectingCache(Cache):
     selector : Selector
         Gives the index of importance keys.
     config : transformers.PreTrainedConfig
-        Layers with a sliding window keep the kind of cache layer that transformers gives them.
+        Layers that it gives a sliding window hold the window only.
 
     Attributes
     ----------
@@ -86,9 +133,12 @@ class SelectingCache(Cache):
     """
 
     def __init__(self, selector: Selector, config) -> None:
-        plain = DynamicCache(config=config).layers
-        sliding = [i < len(plain) and getattr(plain[i], "is_sliding", False) for i in range(selector.geometry.layers)]
-        super().__init__(layers=[plain[i] if slides else GrowingLayer() for i, slides in enumerate(sliding)])
+        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+        windows += [None] * (selector.geometry.layers - len(windows))
+        super().__init__(
+            # By name: in some versions of transformers the first argument is something else.
+            layers=[GrowingLayer() if window is None else WindowLayer(sliding_window=window) for window in windows]
+        )
         self.selector = selector
         self.index = selector.new_index()
         self.choices: dict[int, Choice] = {}
@@ -103,19 +153,22 @@ class SelectingCache(Cache):
         """
         if tokens_to_remove > 0:
             raise ModelError(f"crop takes minus the number of tokens to forget, got {tokens_to_remove}; give a negative number")
-        length = max(self.get_seq_length() + tokens_to_remove, 0)
-        try:
-            super().crop(tokens_to_remove)
-        except RuntimeError as error:
-            raise ModelError(f"{-tokens_to_remove} tokens cannot be taken back: {error}; start with an empty cache") from error
+        before = self.get_seq_length()
+        length = max(before + tokens_to_remove, 0)
+        kept = min((layer.removable for layer in self._sliding()), default=before)
+        if before - length > kept:
+            raise ModelError(
+                f"{before - length} tokens cannot be taken back, {kept} can: what they slid out of a window is gone; "
+                "start with an empty cache"
+            )
+        super().crop(tokens_to_remove)
         if tokens_to_remove:
             self._forget(length)
 
     def record_past(self) -> None:
         """Keep what slides out of windows from now on, so that the tokens that come can be taken back."""
-        for layer in self.layers:
-            if layer.is_sliding:
-                layer.activate_past_recording()
+        for layer in self._sliding():
+            layer.recording = True
 
     def reset(self) -> None:
         super().reset()
@@ -144,6 +197,9 @@ class SelectingCache(Cache):
         for layer, last in self.choices.items():
             there = indices.to(last.indices.device)
             self.choices[layer] = Choice(last.importance[there], last.indices[there], last.made_at)
+
+    def _sliding(self) -> list[WindowLayer]:
+        return [layer for layer in self.layers if isinstance(layer, WindowLayer)]
 
     def _batch(self) -> int:
         return next((layer.keys.shape[0] for layer in self.layers if layer.is_initialized), 0)
