@@ -5,7 +5,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from sparsight.errors import ConfigError
 from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime import Budget, Plan, generate, memory
-from sparsight.runtime.memory import available_bytes, cache_bytes, check_memory, held_bytes
+from sparsight.runtime.cache import held_bytes
+from sparsight.runtime.memory import available_bytes, cache_bytes, check_memory
 
 PROMPTS = ["Once upon a time there was a little girl named Lily. " * 5, "Tom had a dog."]
 

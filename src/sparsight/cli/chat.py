@@ -15,7 +15,7 @@ from .options import (
     add_budget_option,
     add_model_options,
     add_rule_options,
-    add_seed_option,
+    add_sampling_options,
     add_select_option,
     load_model,
     make_plan,
@@ -44,17 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="end an answer after N tokens (default: 256)"
     )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0, the default, is greedy"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the likeliest tokens of this joint probability (default: 1)",
-    )
-    add_seed_option(parser, "of the sampling")
+    add_sampling_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -14,7 +14,7 @@ from .options import (
     add_budget_option,
     add_model_options,
     add_rule_options,
-    add_seed_option,
+    add_sampling_options,
     add_select_option,
     load_model,
     make_plan,
@@ -57,16 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="stop after N tokens (default: 64)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0, the default, is greedy"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the likeliest tokens of this joint probability (default: 1)",
-    )
+    add_sampling_options(parser)
     parser.add_argument(
         "--beams",
         type=int,
@@ -74,7 +65,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="hypotheses of beam search, not with --temperature (default: 1)",
     )
-    add_seed_option(parser, "of the sampling")
     parser.add_argument(
         "--json",
         action="store_true",

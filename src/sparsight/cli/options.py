@@ -78,6 +78,21 @@ def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help=f"{what} (default: 0)")
 
 
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--temperature`, `--top-p` and `--seed`."""
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0, the default, is greedy"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens of this joint probability (default: 1)",
+    )
+    add_seed_option(parser, "of the sampling")
+
+
 def budget(text: str) -> Budget:
     """A budget, as an argparse type."""
     from ..runtime import Budget

@@ -207,13 +207,18 @@ class SelectingCache(Cache):
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values held."""
-        held = [layer for layer in self.layers if layer.is_initialized]
-        return sum(t.numel() * t.element_size() for layer in held for t in (layer.keys, layer.values))
+        return held_bytes(self)
 
     @property
     def index_bytes(self) -> int:
         """Bytes of importance keys held."""
         return 0 if self.index is None else self.index.nbytes
+
+
+def held_bytes(cache: Cache | None) -> int:
+    """Bytes of keys and values that a cache of transformers or a `SelectingCache` holds now; spare room is not counted."""
+    held = [layer for layer in cache.layers if layer.is_initialized] if cache is not None else []
+    return sum(t.numel() * t.element_size() for layer in held for t in (layer.keys, layer.values))
 
 
 def adopt(cache: Cache | None, selector: Selector, config) -> SelectingCache:

@@ -17,8 +17,9 @@ from transformers.generation.streamers import TextStreamer
 from ..errors import ConfigError, ModelError, TextError
 from ..models import LoadedModel
 from .apply import Observer, apply
+from .cache import held_bytes
 from .encode import encode_prompt, end_tokens, padding_token
-from .memory import check_memory, held_bytes
+from .memory import check_memory
 from .plan import Plan
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from ..errors import ConfigError
 from ..models import LoadedModel
@@ -62,12 +62,6 @@ def cache_bytes(loaded: LoadedModel, plan: Plan | None, rows: int, tokens: int) 
         return CacheBytes(kv)
     index = rows * int(sum(plan.selector.state_bytes(layer, tokens) for layer in plan.selector.layers))
     return CacheBytes(kv, index, (kv + index) // 2)
-
-
-def held_bytes(cache: Cache | None) -> int:
-    """Bytes of keys and values that a cache of transformers or a `SelectingCache` holds now; spare room is not counted."""
-    held = [layer for layer in cache.layers if layer.is_initialized] if cache is not None else []
-    return sum(t.numel() * t.element_size() for layer in held for t in (layer.keys, layer.values))
 
 
 def available_bytes(device: torch.device) -> int:
