@@ -15,7 +15,7 @@ from .conftest import CONTEXT
 
 KEYS = {
     "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds", "tokens_per_second", "share_read",
-    "select", "budget", "rule", "index_dtype", "seed", "model", "model_hash",
+    "select", "budget", "rule", "index_dtype", "seed", "runtime", "weights", "model", "model_hash",
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def test_json_says_what_made_the_text(sparsight, stories_folder, stories):
 def test_method_reads_only_its_budget(sparsight, stories_folder, method):
     story = "Lily had a red ball. " * 14
     options = ["--model", stories_folder, "--prompt", story, "--select", method, "--max-new-tokens", 8]
+    options += ["--runtime", "hf"] if method == "oracle" else []
     result = made(sparsight, *options, "--budget", "64")
     assert (result["select"], result["budget"], result["new_tokens"]) == (method, "64", 8)
     assert 0.3 < result["share_read"] < 64 / result["prompt_tokens"] + 1e-9
@@ -72,7 +73,7 @@ def test_the_rule_can_be_set(sparsight, stories_folder):
         "--budget",
         48,
     ]
-    options += ["--max-new-tokens", 40]
+    options += ["--max-new-tokens", 40, "--runtime", "hf"]
     usual = made(sparsight, *options)
     changed = made(sparsight, *options, "--interval", 8, "--neighbours", 2)
     assert (changed["rule"]["interval"], changed["rule"]["neighbours"]) == (8, 2)
@@ -81,6 +82,7 @@ def test_the_rule_can_be_set(sparsight, stories_folder):
 
 def test_full_budget_equals_dense(sparsight, stories_folder):
     options = ["--model", stories_folder, "--prompt", "Tom and Sue had a cat. " * 12, "--max-new-tokens", 40]
+    options += ["--runtime", "hf"]
     assert (
         made(sparsight, *options)["text"]
         == made(sparsight, *options, "--select", "random", "--budget", "1/1")["text"]
@@ -111,8 +113,27 @@ def test_several_prompts_give_several_answers(sparsight, stories_folder):
     assert out == f"--- 1 of 2 ---\n{alone[0]['text']}\n--- 2 of 2 ---\n{alone[1]['text']}\n"
 
 
+def test_the_runtime_is_chosen_and_named(sparsight, stories_folder):
+    options = ["--model", stories_folder, "--prompt", "Once upon a time", "--max-new-tokens", 12]
+    usual = made(sparsight, *options)
+    assert (usual["runtime"], usual["weights"]) == ("native", "fp32")
+    graph = made(sparsight, *options, "--runtime", "hf")
+    assert (graph["runtime"], graph["weights"], graph["text"]) == ("hf", None, usual["text"])
+    assert made(sparsight, *options, "--weights", "int8", "--threads", 2)["weights"] == "int8"
+
+
+@pytest.mark.parametrize("options", [["--beams", 2], ["--select", "oracle"], ["--select", "quest", "--neighbours", 1]])
+def test_what_is_not_native_runs_in_the_graph_and_says_why(sparsight, refused, stories_folder, options):
+    asked = ["--model", stories_folder, "--prompt", "Once upon a time", "--max-new-tokens", 3, *options]
+    code, out, err = sparsight("generate", *asked)
+    assert code == 0 and out and err.count("\n") == 1 and err.startswith("sparsight: in the Hugging Face graph")
+    assert "--runtime hf" in refused("generate", *asked, "--runtime", "native")
+    assert "--runtime hf" in refused("generate", *asked, "--weights", "int8")
+    assert sparsight("generate", *asked, "--runtime", "hf") == (0, out, "")
+
+
 def test_beams(sparsight, stories_folder):
-    options = ["--model", stories_folder, "--prompt", "She said", "--max-new-tokens", 20]
+    options = ["--model", stories_folder, "--prompt", "She said", "--max-new-tokens", 20, "--runtime", "hf"]
     found = made(sparsight, *options, "--beams", 4)["text"]
     assert found != made(sparsight, *options)["text"]
     assert sparsight("generate", "--dtype", "fp32", *options, "--beams", 4) == (0, found + "\n", "")
@@ -190,6 +211,9 @@ def test_prompt_file_and_standard_input(sparsight, byte_model, tmp_path, monkeyp
         (["--prompt", "x", "--seed", str(2**64)], "--seed"),
         (["--prompt", "x", "--threads", "0"], "--threads"),
         (["--prompt", "x", "--dtype", "fp8"], "--dtype"),
+        (["--prompt", "x", "--runtime", "gpu"], "--runtime"),
+        (["--prompt", "x", "--weights", "int2"], "--weights"),
+        (["--prompt", "x", "--weights", "int8", "--runtime", "hf"], "for the native decoder"),
         (["--prompt", "x", "--budget", "1/8"], "--select"),
         (["--prompt", "x", "--select", "quest", "--budget", "0"], "budget of 0"),
         (["--prompt", "x", "--select", "quest", "--budget", "2.5"], "budget 2.5 is outside"),

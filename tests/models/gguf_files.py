@@ -77,8 +77,11 @@ def tensors_of(model, architecture):
         yield name, values
 
 
-def write_gguf(path, model, architecture="llama", tokenizer=add_byte_level, extra=(), quantise=False, **metadata):
-    """A GGUF file of a model; `metadata` are calls of the writer by name, after those made for every file."""
+def write_gguf(path, model, architecture="llama", tokenizer=add_byte_level, extra=(), quantise=None, **metadata):
+    """A GGUF file of a model; `metadata` are calls of the writer by name, after those made for every file.
+
+    `quantise` is a function from GGUF's name of a matrix to its kind, such as "Q8_0", or None.
+    """
     writer = gguf_package.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(model.config.hidden_size)
@@ -94,8 +97,8 @@ def write_gguf(path, model, architecture="llama", tokenizer=add_byte_level, extr
     for key, value in metadata.items():
         getattr(writer, key)(value)
     for name, values in tensors_of(model, architecture if architecture in NAMES else "llama"):
-        if quantise and values.ndim == 2:
-            kind = gguf_package.GGMLQuantizationType.Q8_0
+        if quantise and values.ndim == 2 and (kind := quantise(name)):
+            kind = gguf_package.GGMLQuantizationType[kind]
             writer.add_tensor(name, gguf_package.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, values)

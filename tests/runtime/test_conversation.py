@@ -42,7 +42,7 @@ def test_answers_over_a_kept_cache_are_those_of_a_fresh_run(chatty, settings):
 
 
 def test_only_what_is_new_is_processed(chatty):
-    talk = Conversation(chatty)
+    talk = Conversation(chatty, runtime="hf")
     talk.say(TURNS[0], max_new_tokens=30)
     assert talk.cached_tokens == encode_chat(chatty, talk.messages[:1]).shape[1] + 29
     sizes = []
@@ -109,7 +109,8 @@ def test_under_a_plan_importance_keys_follow_the_cache(chatty, ready_selector, n
     assert answers[1].reused_tokens > first.prompt_tokens and answers[1].index_bytes == answers[0].index_bytes
 
 
-def test_a_sliding_window_that_has_let_tokens_go_starts_anew(chatty):
+@pytest.mark.parametrize("runtime", ["hf", "native"])
+def test_a_sliding_window_that_has_let_tokens_go_starts_anew(chatty, runtime):
     config = MistralConfig(
         num_hidden_layers=2, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, vocab_size=512,
         head_dim=16, max_position_embeddings=512, sliding_window=24, initializer_range=0.3,
@@ -117,9 +118,9 @@ def test_a_sliding_window_that_has_let_tokens_go_starts_anew(chatty):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MistralForCausalLM(config).eval()
-    loaded = replace(chatty, model=model, anatomy=Anatomy.of(model), name="sliding")
-    talk = Conversation(loaded)
-    talk.say(TURNS[0], max_new_tokens=20)
+    loaded = replace(chatty, model=model, anatomy=Anatomy.of(model), name="sliding", kept={})
+    talk = Conversation(loaded, runtime=runtime)
+    talk.say(TURNS[0] * 6, max_new_tokens=60)
     talk.messages[-1] = {"role": "assistant", "content": "The dog ran away."}
     made = talk.say(TURNS[1], max_new_tokens=20)
     assert made.reused_tokens == 0

@@ -14,13 +14,24 @@ PROMPTS = ["Once upon a time there was a little girl named Lily. " * 5, "Tom had
 @pytest.mark.parametrize("name", [None, "lowrank", "foresight", "streaming"])
 def test_bytes_are_those_that_generation_holds_in_the_end(stories, ready_selector, name):
     plan = None if name is None else Plan(ready_selector(name, stories), Budget.parse(48))
-    made = generate(stories, PROMPTS, plan, max_new_tokens=30)
+    made = generate(stories, PROMPTS, plan, max_new_tokens=30, runtime="hf")
     assert {one.finish_reason for one in made} == {"length"}
     computed = cache_bytes(stories, plan, 2, made[0].prompt_tokens + 29)
     assert sum(one.kv_bytes for one in made) == computed.kv > 0
     assert sum(one.index_bytes for one in made) == computed.index
     assert (computed.index > 0) == (name in ("lowrank", "foresight"))
     assert computed.total == (computed.kv if plan is None else (computed.kv + computed.index) * 3 // 2)
+
+
+@pytest.mark.parametrize("name", [None, "lowrank", "streaming"])
+def test_the_native_decoder_holds_no_padding(stories, ready_selector, name):
+    plan = None if name is None else Plan(ready_selector(name, stories), Budget.parse(36 + 1))
+    for one in generate(stories, [PROMPTS[0], PROMPTS[0][:150]], plan, max_new_tokens=30, runtime="native"):
+        computed = cache_bytes(stories, plan, 1, one.prompt_tokens + 29)
+        assert one.kv_bytes == computed.kv > 0
+        # Importance keys are kept in blocks of 16 tokens.
+        spare = 15 * computed.index / (one.prompt_tokens + 29)
+        assert computed.index <= one.index_bytes <= computed.index + spare
 
 
 def test_a_sliding_window_layer_is_counted_with_its_window(stories):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import SparsightError, TextError
 from .console import spinner
-from .generate import LARGEST_PROMPT, as_text, summary
+from .generate import LARGEST_PROMPT, as_text, say_note, summary
 from .options import (
     add_budget_option,
     add_model_options,
     add_rule_options,
+    add_runtime_options,
     add_sampling_options,
     add_select_option,
     load_model,
@@ -37,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         f"what was said stays in the KV cache. {RESET} starts over; {EXIT} or the end of the input ends it.",
     )
     add_model_options(parser)
+    add_runtime_options(parser)
     add_select_option(parser)
     add_budget_option(parser)
     add_rule_options(parser)
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.generate import Decoding
 
     Decoding(args.max_new_tokens, args.temperature, args.top_p)  # what is wrong with it is said before the first turn
-    talk = Conversation(loaded, plan, args.system)
+    talk = Conversation(loaded, plan, args.system, runtime=args.runtime, weights=args.weights, threads=args.threads)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         sys.stderr.write(f"{loaded.name}; {RESET} starts over, {EXIT} ends\n")
@@ -91,6 +93,8 @@ def _answer(talk: Conversation, line: str, args: argparse.Namespace) -> None:
             seed=args.seed,
             stream=show,
         )
+    if len(talk.messages) <= 3:  # once, not after each answer
+        say_note(made)
     if not made.text.endswith("\n"):
         sys.stdout.write("\n")
     sys.stdout.flush()

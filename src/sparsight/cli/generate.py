@@ -14,6 +14,7 @@ from .options import (
     add_budget_option,
     add_model_options,
     add_rule_options,
+    add_runtime_options,
     add_sampling_options,
     add_select_option,
     load_model,
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "line such as '--- 1 of 2 ---'.",
     )
     add_model_options(parser)
+    add_runtime_options(parser)
     add_select_option(parser)
     add_budget_option(parser)
     add_rule_options(parser)
@@ -99,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
             beams=args.beams,
             seed=args.seed,
             stream=show if streaming else None,
+            runtime=args.runtime,
+            weights=args.weights,
+            threads=args.threads,
         )
+    say_note(made[0])
     if args.json:
         objects = [as_json(one, loaded, args.select, plan, args.seed) for one in made]
         sys.stdout.write(json.dumps(objects if len(objects) > 1 else objects[0], ensure_ascii=False) + "\n")
@@ -113,6 +119,12 @@ def run(args: argparse.Namespace) -> int:
         for one in made:
             sys.stderr.write(f"[{summary(one)}]\n")
     return 0
+
+
+def say_note(made: Generation) -> None:
+    """Say on standard error why it was not the native decoder."""
+    if made.note:
+        sys.stderr.write(f"sparsight: in the Hugging Face graph, not in the native decoder: {made.note}\n")
 
 
 def read_prompts(prompts: list[str] | None, file: str | None) -> list[str]:
@@ -204,6 +216,8 @@ def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Pla
         "rule": None if plan is None else {key: getattr(plan.rule, key) for key in RULE},
         "index_dtype": None if plan is None else getattr(plan.selector.config, "index_dtype", None),
         "seed": seed,
+        "runtime": made.runtime,
+        "weights": made.weights,
         "model": loaded.name,
         "model_hash": loaded.fingerprint,
     }

@@ -36,6 +36,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: what PyTorch chooses)")
 
 
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--runtime` and `--weights`."""
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "native", "hf"),
+        default="auto",
+        help="native: the CPU decoder; hf: the Hugging Face graph; auto, the default: the former where it can",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "bf16", "int8", "int4"),
+        help="what the native decoder keeps the weights in (default: the model's dtype, or the bits of the GGUF file)",
+    )
+
+
 def add_select_option(parser: argparse.ArgumentParser, many: bool = False) -> None:
     """Add `--select`: one name, or with `many` one or more."""
     how = {"nargs": "+", "action": "extend"} if many else {}

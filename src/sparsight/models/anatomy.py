@@ -188,6 +188,32 @@ class Anatomy:
         turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
         return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
+    def rotary_table(self, layer: int, positions: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines that a layer turns queries and keys by, with its scaling, for positions from 0.
+
+        Parameters
+        ----------
+        layer : int
+        positions : int
+
+        Returns
+        -------
+        two float32 tensors (positions, channels), or None without a rotary embedding
+            Channel i is turned with channel i + `channels`; those behind twice `channels` stay.
+        """
+        names = self._names
+        if names.rotary is None:
+            return None
+        kind = (self._model.config.layer_types[layer],) if names.rotary_by_type else ()
+        like = torch.zeros(1, device=self._model.device)
+        index = torch.arange(positions, device=like.device)[None]
+        tables = attrgetter(names.rotary)(self.base())(like, index, *kind)
+        return tuple(table[0].chunk(2, dim=-1)[0].float().cpu().contiguous() for table in tables)
+
+    def rotary_kind(self, layer: int) -> str:
+        """Layers of the same kind share a rotary table."""
+        return self._model.config.layer_types[layer] if self._names.rotary_by_type else ""
+
     def query_weight_elements(self, i: int) -> int:
         """Number of elements of `W_Q` of layer `i` (no bias)."""
         weight = attrgetter(self._names.query)(self.attention(i)).weight

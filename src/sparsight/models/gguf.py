@@ -1,7 +1,7 @@
 """GGUF files, turned once into plain Hugging Face folders that are kept in the user's cache.
 
-De-quantising is slow, so the float32 result is stored; `gguf_read`, `gguf_architectures` and `gguf_tokenizer` do the
-reading.
+De-quantising is slow, so the float32 result is stored, and beside it the blocks it came from, which a decoder may read in
+their place; `gguf_read`, `gguf_architectures` and `gguf_tokenizer` do the reading.
 """
 
 import hashlib
@@ -19,21 +19,24 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sparsight.errors import ModelError, StorageError
+from sparsight.models.cache import cache_root
 from sparsight.models.fingerprint import file_sha256
-from sparsight.models.gguf_architectures import read_config, read_weights
+from sparsight.models.gguf_architectures import raw_blocks, read_config, read_weights
 from sparsight.models.gguf_read import Metadata, check_magic, open_gguf
 from sparsight.models.gguf_tokenizer import read_generation, read_tokenizer
+from sparsight.models.quantised import BLOCKS, write_blocks
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "sparsight.json"
 
 
 def plain_folder(gguf_path: str | Path, cache_dir: str | Path | None = None) -> Path:
     """Return a plain Hugging Face folder with the model of a GGUF file, making it if the cache has none.
 
-    The folder holds float32 `model.safetensors`, the configuration, the tokenizer with its chat template, and
-    `sparsight.json` with the SHA-256 of the source and of every file. All of them are checked at every call; a damaged
-    folder is made anew. A folder appears whole or not at all, also when several processes make it at once.
+    The folder holds float32 `model.safetensors`, the configuration, the tokenizer with its chat template,
+    `blocks.safetensors` if any matrix is stored in blocks that `sparsight.models.quantised` knows, and `sparsight.json`
+    with the SHA-256 of the source and of every file. All of them are checked at every call; a damaged folder, or one of
+    an older format, is made anew. A folder appears whole or not at all, also when several processes make it at once.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ def _kept(folder: Path, source: str, opened: Callable[[], AbstractContextManager
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"cannot keep the converted model '{folder.name}' in '{folder.parent}': {error}; free some space there "
-            "(four bytes per parameter are needed) or set SPARSIGHT_CACHE to another folder"
+            "(about five bytes per parameter are needed) or set SPARSIGHT_CACHE to another folder"
         ) from error
     return folder
 
@@ -151,20 +154,12 @@ def _convert(path: Path, folder: Path, source: str) -> None:
 
 
 def _root(cache_dir: str | Path | None) -> Path:
-    return Path(cache_dir).expanduser() if cache_dir is not None else _default_cache()
+    return Path(cache_dir).expanduser() if cache_dir is not None else cache_root() / "models"
 
 
 def _part_of(folder: Path) -> Path:
     """A new name for an unfinished folder; what is left of one is swept away by the next to hold the lock."""
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
-
-
-def _default_cache() -> Path:
-    own = os.environ.get("SPARSIGHT_CACHE")
-    if own:
-        return Path(own).expanduser() / "models"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "sparsight" / "models"
 
 
 def _is_sound(folder: Path, source: str) -> bool:
@@ -184,6 +179,8 @@ def _build(folder: Path, source: str, meta: Metadata, config: Any, tokenizer: An
     try:
         part.mkdir()
         save_file(read_weights(meta, config, tensors), part / "model.safetensors", metadata={"format": "pt"})
+        if matrices := raw_blocks(meta, config, tensors):
+            write_blocks(part / BLOCKS, matrices)
         config.save_pretrained(part)
         read_generation(meta, config).save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from sparsight.models.gguf_read import Metadata
+from sparsight.models.quantised import BLOCK_BYTES, Blocks
 
 _TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_TENSORS = {
@@ -46,14 +47,18 @@ class Architecture:
         From the metadata, and the settings that all architectures share, to the configuration.
     norms : dict of str to str
         Names of a layer's norms, from GGUF's to transformers'.
-    convert : callable
-        From GGUF's name of a tensor, its values and the configuration to the values transformers expects.
+    order : callable
+        From GGUF's name of a tensor, its rows (whatever they hold, values or blocks) and the configuration to the rows
+        in transformers' order.
+    norm_offset : float
+        What GGUF adds to the weights of norms. No other weight differs in more than the order of its rows.
     """
 
     model: type[PreTrainedModel]
     config: Callable[[Metadata, dict[str, Any]], PreTrainedConfig]
     norms: dict[str, str]
-    convert: Callable[[str, np.ndarray, Any], np.ndarray]
+    order: Callable[[str, np.ndarray, Any], np.ndarray]
+    norm_offset: float = 0.0
 
 
 def read_config(meta: Metadata, tensors: list[Any]) -> PreTrainedConfig:
@@ -112,8 +117,10 @@ def read_weights(meta: Metadata, config: PreTrainedConfig, tensors: list[Any]) -
             values = dequantize(tensor.data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise meta.error(f"stores '{tensor.name}' as {tensor.tensor_type.name}, which cannot be read") from error
-        values = architecture.convert(tensor.name, values.astype(np.float32, copy=False), config)
-        weights[name] = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        values = values.astype(np.float32, copy=False)
+        if architecture.norm_offset and tensor.name.endswith("_norm.weight"):
+            values = values - np.float32(architecture.norm_offset)
+        weights[name] = _tensor(architecture.order(tensor.name, values, config))
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in architecture.model(config).state_dict().items()}
     if config.tie_word_embeddings:
@@ -124,6 +131,24 @@ def read_weights(meta: Metadata, config: PreTrainedConfig, tensors: list[Any]) -
         if found != expected:
             raise meta.error(f"has '{name}' of shape {found} where {expected} is expected; get the file again")
     return weights
+
+
+def raw_blocks(meta: Metadata, config: PreTrainedConfig, tensors: list[Any]) -> dict[str, Blocks]:
+    """The matrices whose kind `sparsight.models.quantised` knows, as they are stored, under transformers' names.
+
+    The file must be one that `read_weights` takes, which checks what both read.
+    """
+    architecture, matrices = _architecture(meta), {}
+    for tensor in tensors:
+        kind = tensor.tensor_type.name
+        if kind in BLOCK_BYTES and tensor.data.ndim == 2:
+            name = _plain_name(meta, tensor.name, {**_LAYER_TENSORS, **architecture.norms})
+            matrices[name] = Blocks(kind, _tensor(architecture.order(tensor.name, tensor.data, config)))
+    return matrices
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _architecture(meta: Metadata) -> Architecture:
@@ -161,13 +186,13 @@ def _llama_config(meta: Metadata, shared: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig(rope_parameters=rope, **shared)
 
 
-def _llama_values(name: str, values: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def _llama_order(name: str, rows: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """Undo GGUF's order of query and key rows: it keeps the two rows of a rotary pair side by side."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
-        return values
-    pairs = values.reshape(heads, -1, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
+        return rows
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _gemma3_config(meta: Metadata, shared: dict[str, Any]) -> Gemma3TextConfig:
@@ -196,13 +221,12 @@ def _gemma3_config(meta: Metadata, shared: dict[str, Any]) -> Gemma3TextConfig:
     )
 
 
-def _gemma3_values(name: str, values: np.ndarray, config: Gemma3TextConfig) -> np.ndarray:
-    """GGUF keeps the factor of a norm, transformers what it is above one."""
-    return values - np.float32(1) if name.endswith("_norm.weight") else values
+def _same_order(name: str, rows: np.ndarray, config: PreTrainedConfig) -> np.ndarray:
+    return rows
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(LlamaForCausalLM, _llama_config, {"ffn_norm": "post_attention_layernorm"}, _llama_values),
+    "llama": Architecture(LlamaForCausalLM, _llama_config, {"ffn_norm": "post_attention_layernorm"}, _llama_order),
     "gemma3": Architecture(
         Gemma3ForCausalLM,
         _gemma3_config,
@@ -213,6 +237,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ffn_norm": "pre_feedforward_layernorm",
             "post_ffw_norm": "post_feedforward_layernorm",
         },
-        _gemma3_values,
+        _same_order,
+        norm_offset=1.0,  # GGUF keeps the factor of a norm, transformers what it is above one
     ),
 }

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sparsight.models.families import check_family
 from sparsight.models.fingerprint import fingerprint
 from sparsight.models.gguf import plain_folder
 from sparsight.models.packaged import ALIASES, packaged_folder
+from sparsight.models.quantised import BLOCKS
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -43,6 +44,11 @@ class LoadedModel:
         See `sparsight.models.fingerprint.fingerprint`.
     anatomy : Anatomy
         See `sparsight.models.anatomy.Anatomy`.
+    blocks : Path or None
+        If it comes from a GGUF file with quantised matrices that are kept as they are: the file that holds them, for
+        `sparsight.models.quantised.read_blocks`.
+    kept : dict
+        What runtimes keep for this model, by key; it goes with the model.
     """
 
     model: PreTrainedModel
@@ -50,6 +56,8 @@ class LoadedModel:
     name: str
     fingerprint: str
     anatomy: Anatomy
+    blocks: Path | None = None
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def start_tokens(self) -> tuple[int, ...]:
@@ -99,7 +107,10 @@ def load(name: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | to
         model = model.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"cannot put '{name}' on device '{device}': {_first_line(error)}; use cpu") from error
-    return LoadedModel(model, tokenizer, str(name), fingerprint(model), Anatomy.of(model))
+    blocks = Path(source).absolute() / BLOCKS
+    return LoadedModel(
+        model, tokenizer, str(name), fingerprint(model), Anatomy.of(model), blocks if blocks.is_file() else None
+    )
 
 
 def _locate(name: str | Path) -> str:
@@ -127,7 +138,7 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"model folder '{folder}' has no config.json; give a Hugging Face model folder")
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"model folder '{folder}' holds an adapter; merge it into its base model and give that folder")
-    if any(folder.glob("*.safetensors")):
+    if any(file.name != BLOCKS for file in folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:

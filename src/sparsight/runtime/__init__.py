@@ -4,11 +4,20 @@ from .apply import DecodeRun, apply
 from .attention import Handler, attached, first_real_tokens
 from .cache import SelectingCache
 from .conversation import Conversation
-from .generate import Generation, generate
+from .decoder import Decoder, DecoderSequence
+from .generate import generate
+from .generation import Decoding, Generation
 from .plan import MINIMUM_TOKENS, Budget, Plan
 from .rule import Rule, Thresholds, choose, excess, pick, remembered, score
+from .runtimes import RUNTIMES, choose_runtime, kept_decoder
 
 __all__ = [
+    "RUNTIMES",
+    "Decoder",
+    "DecoderSequence",
+    "Decoding",
+    "choose_runtime",
+    "kept_decoder",
     "MINIMUM_TOKENS",
     "Budget",
     "Conversation",

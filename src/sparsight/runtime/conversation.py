@@ -9,8 +9,10 @@ from transformers.cache_utils import Cache
 from ..errors import TextError
 from ..models import LoadedModel
 from .apply import Observer
+from .decoder import DecoderSequence
 from .encode import check_chat, encode_chat
-from .generate import Decoding, Generation, decode
+from .generate import decode
+from .generation import Decoding, Generation
 from .plan import Plan
 
 
@@ -29,6 +31,8 @@ class Conversation:
         Dense without one.
     system : str, optional
         The system message; some templates set one of their own without it, and some allow none.
+    runtime, weights, threads
+        As for `generate`.
 
     Attributes
     ----------
@@ -49,11 +53,21 @@ class Conversation:
     >>> talk.say("Which of them is the oldest?").reused_tokens      # doctest: +SKIP
     """
 
-    def __init__(self, loaded: LoadedModel, plan: Plan | None = None, system: str | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        plan: Plan | None = None,
+        system: str | None = None,
+        *,
+        runtime: str = "auto",
+        weights: str | None = None,
+        threads: int | None = None,
+    ) -> None:
         check_chat(loaded)
         self.loaded = loaded
         self.plan = plan
         self.system = system
+        self._how = {"runtime": runtime, "weights": weights, "threads": threads}
         self.reset()
 
     def reset(self) -> None:
@@ -114,6 +128,7 @@ class Conversation:
             names=["the conversation"],
             stream=stream,
             observer=observer,
+            **self._how,
         )
         made.reused_tokens = reused
         self._cache = cache
@@ -122,7 +137,7 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": made.text}]
         return made
 
-    def _keep(self, ids: list[int]) -> tuple[int, Cache | None]:
+    def _keep(self, ids: list[int]) -> tuple[int, Cache | DecoderSequence | None]:
         """Crop the cache to what it has in common with `ids`: how many tokens that are, and the cache or None to begin anew."""
         # Two tokens at least are left to process: a step of one token would be decoded under the plan, but this is the prompt.
         room = max(len(ids) - 2, 0)
@@ -134,16 +149,19 @@ class Conversation:
         surplus = len(self._ids) - common
         if surplus:
             # A sliding-window layer that has let tokens go cannot return to an earlier one.
-            if any(_full(layer) for layer in self._cache.layers):
+            if surplus > _removable(self._cache):
                 return 0, None
             self._cache.crop(-surplus)
         return common, self._cache
 
     def _forget(self) -> None:
-        self._cache: Cache | None = None
+        self._cache: Cache | DecoderSequence | None = None
         self._ids: list[int] = []
 
 
-def _full(layer) -> bool:
-    window = getattr(layer, "sliding_window", None)
-    return window is not None and layer.get_seq_length() >= window
+def _removable(cache: Cache | DecoderSequence) -> int:
+    """How many of the last tokens the cache can forget."""
+    if isinstance(cache, DecoderSequence):
+        return cache.removable
+    full = any(getattr(layer, "sliding_window", None) is not None and layer.get_seq_length() >= layer.sliding_window for layer in cache.layers)
+    return 0 if full else cache.get_seq_length()

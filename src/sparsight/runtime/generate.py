@@ -1,100 +1,31 @@
-"""Generate text, dense or under a plan: greedy, sampled or by beams, one prompt or a batch, streamed, ended by EOS."""
+"""Generate text, dense or under a plan: greedy, sampled or by beams, one prompt or a batch, streamed, ended by EOS.
+
+On a CPU the native decoder does it where it can, else the Hugging Face graph.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation.streamers import TextStreamer
 
 from ..errors import ConfigError, ModelError, TextError
 from ..models import LoadedModel
 from .apply import Observer, apply
 from .cache import held_bytes
+from .decoder import DecoderSequence
+from .decoder.loop import decode_native
 from .encode import encode_prompt, end_tokens, padding_token
+from .generation import Decoding, Generation, Streamer, finished_row
 from .memory import check_memory
 from .plan import Plan
-
-
-@dataclass
-class Generation:
-    """What came out, and what it took.
-
-    Attributes
-    ----------
-    text : str
-        New text only.
-    token_ids : list of int
-        New tokens only, the end token not among them.
-    prompt_tokens : int
-        Padding not counted.
-    finish_reason : {"stop", "length"}
-    seconds : float
-        Wall time of prefill and decoding, of the whole batch.
-    share_read : float
-        Tokens read over tokens held, in selecting layers and steps, over the whole batch; 1.0 when dense.
-    kv_bytes, index_bytes : int
-        Bytes of KV cache and of importance keys at the end: the row's equal share of the batch's, padding and beams included.
-    reused_tokens : int
-        Prompt tokens that were in the cache already (`Conversation`).
-    """
-
-    text: str
-    token_ids: list[int] = field(repr=False)
-    prompt_tokens: int = 0
-    finish_reason: str = "length"
-    seconds: float = 0.0
-    share_read: float = 1.0
-    kv_bytes: int = 0
-    index_bytes: int = 0
-    reused_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen; checked when made. The attributes are parameters of `generate`.
-
-    Raises
-    ------
-    ConfigError
-        For a value out of range, or beams together with sampling.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    beams: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max-new-tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature != 0 and not 1e-3 <= self.temperature <= 1e3:
-            raise ConfigError(f"temperature must be 0 (greedy) or a number from 0.001 to 1000, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p must be in (0, 1], got {self.top_p}")
-        if self.beams < 1:
-            raise ConfigError(f"beams must be at least 1, got {self.beams}")
-        if self.beams > 1 and self.temperature != 0:
-            raise ConfigError(
-                f"{self.beams} beams and sampling at temperature {self.temperature} were asked for; "
-                "give either beams or a temperature"
-            )
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the `generate` of transformers."""
-        settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.beams}
-        if self.temperature == 0:
-            return {**settings, "do_sample": False}
-        sampling = {"temperature": float(self.temperature), "top_p": float(self.top_p), "top_k": 0}
-        return {**settings, "do_sample": True, **sampling}
+from .runtimes import choose_runtime
 
 
 @overload
@@ -120,6 +51,9 @@ def generate(
     seed: int = 0,
     stream: Callable[[str], None] | None = None,
     observer: Observer | None = None,
+    runtime: str = "auto",
+    weights: str | None = None,
+    threads: int | None = None,
 ) -> Generation | list[Generation]:
     """Continue or answer a prompt, or several at once.
 
@@ -143,11 +77,18 @@ def generate(
     beams : int
         Hypotheses of beam search, 1 for none; not together with sampling.
     seed : int
-        Of the sampling; the global random state is left as it was.
+        Of the sampling; the global random state is left as it was. In the native decoder each prompt draws for itself, the i-th from
+        `seed + i`; the two runtimes draw differently.
     stream : callable, optional
         Gets the text piece by piece as it appears; for one prompt without beams only.
     observer : callable, optional
         Sees every selection (`runtime.apply.Observer`).
+    runtime : {"auto", "native", "hf"}
+        `native` is the CPU decoder, `hf` the Hugging Face graph; `auto` takes the former where it can, and `Generation.note` says why not.
+    weights : {"fp32", "bf16", "int8", "int4"}, optional
+        What the native decoder keeps the weights in; by default the model's dtype, or the bits of the GGUF file it came from.
+    threads : int, optional
+        Of the native decoder; by default as many as PyTorch uses.
 
     Returns
     -------
@@ -175,7 +116,9 @@ def generate(
         )
     names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i + 1} of {len(prompts)}" for i in range(len(prompts))]
     rows = [encode_prompt(loaded, prompt, chat, name)[0].tolist() for prompt, name in zip(prompts, names, strict=True)]
-    made, _ = decode(loaded, rows, plan, decoding, names=names, stream=stream, observer=observer)
+    made, _ = decode(
+        loaded, rows, plan, decoding, names=names, stream=stream, observer=observer, runtime=runtime, weights=weights, threads=threads
+    )
     return made[0] if alone else made
 
 
@@ -185,11 +128,14 @@ def decode(
     plan: Plan | None,
     decoding: Decoding,
     *,
-    cache: Cache | None = None,
+    cache: Cache | DecoderSequence | None = None,
     names: Sequence[str] = ("the prompt",),
     stream: Callable[[str], None] | None = None,
     observer: Observer | None = None,
-) -> tuple[list[Generation], Cache]:
+    runtime: str = "auto",
+    weights: str | None = None,
+    threads: int | None = None,
+) -> tuple[list[Generation], Cache | DecoderSequence]:
     """Continue token sequences, and give the cache as it was left.
 
     Parameters
@@ -198,11 +144,11 @@ def decode(
     rows : sequences of int, of any lengths
     plan : Plan or None
     decoding : Decoding
-    cache : Cache, optional
-        Holds a beginning of the only row, which is not computed again; it is changed in place.
+    cache : Cache or DecoderSequence, optional
+        Holds a beginning of the only row, which is not computed again; it is changed in place. It is of the runtime that gave it.
     names : sequence of str
         What each row is called in errors.
-    stream, observer
+    stream, observer, runtime, weights, threads
         As for `generate`.
 
     Raises
@@ -217,8 +163,28 @@ def decode(
             f"{name} has {longest} tokens and {decoding.max_new_tokens} are to come, but {loaded.name} has a context of {context}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-    sequences = len(rows) * decoding.beams
-    check_memory(loaded, plan, sequences, longest + decoding.max_new_tokens, held_bytes(cache))
+    decoder, note = choose_runtime(loaded, plan, decoding.beams, runtime, weights, threads)
+    held = cache.kv_bytes if isinstance(cache, DecoderSequence) else held_bytes(cache)
+    check_memory(loaded, plan, len(rows) * decoding.beams, longest + decoding.max_new_tokens, held)
+    if decoder is not None:
+        made, sequence = decode_native(decoder, rows, plan, decoding, cache, stream, observer)
+        return made, sequence
+    made, cache = _decode_in_graph(loaded, rows, longest, plan, decoding, cache, stream, observer)
+    for generation in made:
+        generation.note = note
+    return made, cache
+
+
+def _decode_in_graph(
+    loaded: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    longest: int,
+    plan: Plan | None,
+    decoding: Decoding,
+    cache: Cache | None,
+    stream: Callable[[str], None] | None,
+    observer: Observer | None,
+) -> tuple[list[Generation], Cache]:
     if cache is None and plan is None:
         cache = DynamicCache(config=loaded.model.config)
     stops, pad, device = end_tokens(loaded), padding_token(loaded), loaded.model.device
@@ -236,7 +202,7 @@ def decode(
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            streamer=_Streamer(loaded.tokenizer, stream) if stream is not None else None,
+            streamer=Streamer(loaded.tokenizer, stream) if stream is not None else None,
             logits_processor=LogitsProcessorList([_FiniteLogits(loaded.name)]),
             pad_token_id=pad,
             **decoding.arguments(),
@@ -244,7 +210,7 @@ def decode(
     seconds = time.perf_counter() - started
     if run is not None:
         cache = run.cache
-    made = [_row(loaded, len(row), new, stops) for row, new in zip(rows, out[:, longest:].tolist(), strict=True)]
+    made = [finished_row(loaded, len(row), new, stops) for row, new in zip(rows, out[:, longest:].tolist(), strict=True)]
     for generation in made:
         generation.seconds = seconds
         generation.kv_bytes = held_bytes(cache) // len(rows)
@@ -252,17 +218,6 @@ def decode(
             generation.share_read = run.tokens_read / run.tokens_held if run.tokens_held else 1.0
             generation.index_bytes = cache.index_bytes // len(rows)
     return made, cache
-
-
-def _row(loaded: LoadedModel, prompt_tokens: int, new: list[int], stops: set[int]) -> Generation:
-    """The result of one row; what follows its first end token is padding."""
-    end = next((i for i, token in enumerate(new) if token in stops), None)
-    return Generation(
-        text=loaded.tokenizer.decode(new if end is None else new[: end + 1], skip_special_tokens=True),
-        token_ids=new[:end],
-        prompt_tokens=prompt_tokens,
-        finish_reason="length" if end is None else "stop",
-    )
 
 
 class _FiniteLogits(LogitsProcessor):
@@ -277,15 +232,3 @@ class _FiniteLogits(LogitsProcessor):
                 f"{self._name} gave NaN logits at token {input_ids.shape[1]}; its weights are damaged or the dtype overflows"
             )
         return scores
-
-
-class _Streamer(TextStreamer):
-    """Hands finished pieces of new text to a callable."""
-
-    def __init__(self, tokenizer, emit: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._emit = emit
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._emit(text)

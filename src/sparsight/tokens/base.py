@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops import visible_tokens
+from .pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,10 @@ class Selector(nn.Module):
     def importance(self, rows: Rows) -> Tensor:
         """Importance of every cached token, `(batch, choosers, rows, tokens)`; only its order matters."""
         raise NotImplementedError
+
+    def pieces(self) -> Pieces | None:
+        """What the method is made of, for runtimes that compute it themselves; None for a method that is not made of these pieces."""
+        return None
 
     def index_bytes(self, layer: int, tokens: int) -> float:
         """Bytes of importance keys one decode step reads at `layer`, with `tokens` in the cache."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .base import Geometry, Rows, register
+from .pieces import LayerPieces
 from .projected import ProducerMLP, ProjectedSelector, check_distilled, split_heads
 
 
@@ -82,5 +83,13 @@ class Butler(ProjectedSelector):
         """`(batch, kv_heads, rows, rank)`."""
         p = self.producer(rows.layer)
         out = self.mlp(rows.layer, rows.model_norm(p, rows.residual(p)))
-        scale = rows.scaling if self.config.init == "svd" else self.config.rank**-0.5
+        scale = rows.scaling if self._scale is None else self._scale
         return split_heads(out, self.geometry.kv_heads) * scale
+
+    @property
+    def _scale(self) -> float | None:
+        return None if self.config.init == "svd" else self.config.rank**-0.5
+
+    def layer_pieces(self, layer: int) -> LayerPieces:
+        up = self.mlp.up[self.mlp.layer_slot[layer]]
+        return self._projected(layer, query="emitted", producer=self.producer(layer), up=up, scale=self._scale)

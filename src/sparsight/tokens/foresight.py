@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..ops import grouped_scores
 from .base import Geometry, Rows, register, stacked_parameter
+from .pieces import LayerPieces
 from .projected import ProducerMLP, ProjectedSelector, check_distilled, split_heads
 
 
@@ -101,6 +102,13 @@ class Foresight(ProjectedSelector):
         own = rows.model_query(rows.layer, residual).float()
         correction = self.mlp(rows.layer, rows.model_norm(p, residual))
         return rows.rotate(own + split_heads(correction, self.geometry.query_heads))
+
+    def layer_pieces(self, layer: int) -> LayerPieces:
+        projection, p = self.query_projection[self.slot[layer]], self.producer(layer)
+        if p is None:
+            return self._projected(layer, query_projection=projection)
+        up = self.mlp.up[self.mlp.layer_slot[layer]]
+        return self._projected(layer, query="foreseen", producer=p, query_projection=projection, up=up)
 
     def extra_weight_elements(self) -> int:
         g = self.geometry

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ops import grouped_scores
 from .base import Geometry, Rows, register, stacked_parameter
+from .pieces import LayerPieces
 from .projected import ProjectedSelector
 
 
@@ -57,3 +58,6 @@ class LowRank(ProjectedSelector):
         """`(batch, query_heads, rows, rank)`, from the true queries."""
         projection = self.query_projection[self.slot[rows.layer]].transpose(-1, -2)
         return grouped_scores(rows.queries.float(), projection[None]) * rows.scaling
+
+    def layer_pieces(self, layer: int) -> LayerPieces:
+        return self._projected(layer, query_projection=self.query_projection[self.slot[layer]])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .base import Geometry, Rows, positive, stacked_parameter
 from .keyed import KeyedSelector, check_loss
+from .pieces import LayerPieces, Pieces, ProducerPieces
 
 
 def check_distilled(config: Any) -> None:
@@ -42,6 +43,24 @@ class ProjectedSelector(KeyedSelector):
                 self.key_projection[i] = statistics.key_basis(layer, self.config.rank)
 
 
+    def layer_pieces(self, layer: int) -> LayerPieces:
+        """What one layer is made of."""
+        raise NotImplementedError
+
+    def pieces(self) -> Pieces:
+        mlp = getattr(self, "mlp", None)
+        return Pieces(
+            {layer: self.layer_pieces(layer) for layer in self.layers},
+            {} if mlp is None else mlp.pieces(),
+            rank=self.config.rank,
+            reduction=self.config.reduction,
+        )
+
+    def _projected(self, layer: int, **pieces: Any) -> LayerPieces:
+        i = self.slot[layer]
+        return LayerPieces("keys", key_projection=self.key_projection[i], key_scales=self.key_scales[i], **pieces)
+
+
 class ProducerMLP(nn.Module):
     """One small MLP a producer, serving the layers behind it: norm, Linear, SiLU, Linear.
 
@@ -67,6 +86,10 @@ class ProducerMLP(nn.Module):
             for weight, gain in ((self.down, 1.0), (self.up, output_gain)):
                 scale = gain * (2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+
+    def pieces(self) -> dict[int, ProducerPieces]:
+        """The first half of each producer, by its layer."""
+        return {p: ProducerPieces(self.norm_weight[i], self.norm_bias[i], self.down[i]) for p, i in self.producer_slot.items()}
 
     def forward(self, layer: int, normed: Tensor) -> Tensor:
         """`(batch, rows, hidden)` normalised input of the producer's attention to `(batch, rows, outputs)` for `layer`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import GrowingTensor, group_importance
 from .base import Geometry, Index, Rows, Selector, positive, register
+from .pieces import LayerPieces, Pieces
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,9 @@ class Quest(Selector):
         low, high = (bound.repeat_interleave(group, dim=1) for bound in (page.amin(dim=3), page.amax(dim=3)))
         queries = rows.queries.float()
         return (torch.maximum(queries * low, queries * high).sum(dim=-1, keepdim=True)) * rows.scaling
+
+    def pieces(self) -> Pieces:
+        return Pieces({layer: LayerPieces("pages") for layer in self.layers}, page_size=self.config.page_size)
 
     def index_bytes(self, layer: int, tokens: int) -> float:
         pages = -(-tokens // self.config.page_size)

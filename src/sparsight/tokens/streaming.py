@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Rows, Selector, register
+from .pieces import LayerPieces, Pieces
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,6 @@ class Streaming(Selector):
         batch, _, tokens, _ = rows.keys.shape
         recency = torch.arange(tokens, device=rows.keys.device, dtype=torch.float32)
         return recency.expand(batch, rows.choosers, rows.queries.shape[2], tokens)
+
+    def pieces(self) -> Pieces:
+        return Pieces({layer: LayerPieces("recency") for layer in self.layers})

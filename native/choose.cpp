@@ -1,0 +1,318 @@
+#include "choose.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "half.h"
+
+namespace sparsight {
+
+namespace {
+
+constexpr int SAMPLE = 256;
+
+int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Order of floats as order of unsigned integers.
+uint32_t ordered(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+void floats_of(const char* row, int format, int n, float* out) {
+  if (format == F32) memcpy(out, row, n * sizeof(float));
+  else for (int i = 0; i < n; i++) out[i] = bf16_to_float(((const uint16_t*)row)[i]);
+}
+
+size_t element(int format) { return format == F32 ? 4 : 2; }
+
+void extend_keys(const ChooseArguments& a, ChooseScratch& s) {
+  const Sizes& z = a.model.sizes;
+  const Matrix& projection = a.pieces.key_projection;
+  const int pairs = a.selection.pairs(), rank = a.selection.rank, panels = projection.panels / z.kv_heads;
+  const float* scales = a.pieces.key_scales + a.head * rank;
+  const char* keys = a.store.keys + (size_t)a.head * a.store.capacity * z.head_dim * element(z.kv_format);
+  int8_t* index = (int8_t*)a.store.index + (size_t)a.head * a.store.index_capacity * 2 * pairs;
+  constexpr int TOGETHER = 4;
+  s.row.assign((size_t)TOGETHER * projection.cols, 0.f);
+  s.projected.resize((size_t)TOGETHER * panels * PANEL);
+  Matrix mine = projection;
+  mine.panels = panels, mine.data += (size_t)a.head * panels * projection.panel_bytes;
+  for (int t = a.store.indexed; t < a.tokens; t += TOGETHER) {
+    const int n = std::min(TOGETHER, a.tokens - t);
+    Input inputs[TOGETHER];
+    float* outputs[TOGETHER];
+    for (int j = 0; j < n; j++) {
+      float* row = s.row.data() + (size_t)j * projection.cols;
+      floats_of(keys + (size_t)(t + j) * z.head_dim * element(z.kv_format), z.kv_format, z.head_dim, row);
+      inputs[j] = Input{row, nullptr, nullptr, nullptr, nullptr};
+      outputs[j] = s.projected.data() + (size_t)j * panels * PANEL;
+    }
+    a.model.kernels.matvec(mine, 0, panels, n, inputs, outputs);
+    for (int j = 0; j < n; j++) {
+      const int token = t + j;
+      int8_t* block = index + (size_t)(token / PANEL) * PANEL * 2 * pairs + (token % PANEL) * 2;
+      for (int c = 0; c < 2 * pairs; c++) {
+        float code = c < rank ? std::nearbyint(outputs[j][c] / scales[c]) : 0.f;
+        block[(c / 2) * 2 * PANEL + (c & 1)] = (int8_t)std::max(-127.f, std::min(127.f, code));
+      }
+    }
+  }
+}
+
+template <class T>
+void extend_pages_of(const T* keys, T* bounds, int from, int to, int size, int width, float (*value)(T)) {
+  for (int t = from; t < to; t++) {
+    const T* key = keys + (size_t)t * width;
+    T* low = bounds + (size_t)(t / size) * 2 * width;
+    T* high = low + width;
+    if (t % size == 0) {
+      memcpy(low, key, width * sizeof(T)), memcpy(high, key, width * sizeof(T));
+      continue;
+    }
+    for (int c = 0; c < width; c++) {
+      if (value(key[c]) < value(low[c])) low[c] = key[c];
+      if (value(key[c]) > value(high[c])) high[c] = key[c];
+    }
+  }
+}
+
+void extend_pages(const ChooseArguments& a) {
+  const Sizes& z = a.model.sizes;
+  const int size = a.selection.page_size, width = z.head_dim, from = a.store.indexed / size * size;
+  const size_t keys = (size_t)a.head * a.store.capacity * width, bounds = (size_t)a.head * (a.store.index_capacity / size) * 2 * width;
+  if (z.kv_format == F32) {
+    extend_pages_of((const float*)a.store.keys + keys, (float*)a.store.index + bounds, from, a.tokens, size, width, +[](float x) { return x; });
+  } else {
+    extend_pages_of((const uint16_t*)a.store.keys + keys, (uint16_t*)a.store.index + bounds, from, a.tokens, size, width, +[](uint16_t x) { return bf16_to_float(x); });
+  }
+}
+
+// Sums of probabilities that underflow are equal zeros, and a choice among equals is none: then in the log domain.
+void log_sum_softmax2(float* const* scores, int heads, int n, float* out) {
+  std::vector<double> total(heads);
+  for (int h = 0; h < heads; h++) {
+    double most = -INFINITY, sum = 0;
+    for (int t = 0; t < n; t++) most = std::max(most, (double)scores[h][t]);
+    for (int t = 0; t < n; t++) sum += std::exp2(scores[h][t] - most);
+    total[h] = most + std::log2(sum);
+  }
+  for (int t = 0; t < n; t++) {
+    double most = -INFINITY, sum = 0;
+    for (int h = 0; h < heads; h++) most = std::max(most, scores[h][t] - total[h]);
+    for (int h = 0; h < heads; h++) sum += std::exp2(scores[h][t] - total[h] - most);
+    out[t] = (float)(most + std::log2(sum));
+  }
+}
+
+struct Scorer {
+  const ChooseArguments& a;
+  ChooseScratch& s;
+  int heads, n;  // heads that are reduced; tokens or pages
+  std::vector<float*> rows;
+
+  void score() {
+    const Sizes& z = a.model.sizes;
+    const int room = round_up(n, PANEL) + LEAST_SLACK;
+    s.scores.resize((size_t)heads * room);
+    s.importance.resize(room);
+    rows.resize(heads);
+    for (int h = 0; h < heads; h++) rows[h] = s.scores.data() + (size_t)h * room;
+    if (a.pieces.key == PAGES) {
+      const char* bounds = a.store.index + (size_t)a.head * (a.store.index_capacity / a.selection.page_size) * 2 * z.head_dim * element(z.kv_format);
+      for (int h = 0; h < heads; h++) a.model.kernels.score_pages(bounds, z.kv_format, z.head_dim, n, a.queries + h * z.head_dim, rows[h]);
+      return;
+    }
+    const int pairs = a.selection.pairs(), rank = a.selection.rank;
+    const int8_t* keys = (const int8_t*)a.store.index + (size_t)a.head * a.store.index_capacity * 2 * pairs;
+    const float* scales = a.pieces.key_scales + a.head * rank;
+    s.codes.assign((size_t)heads * 2 * pairs, 0);
+    std::vector<const int16_t*> queries(heads);
+    std::vector<float> factors(heads);
+    for (int h = 0; h < heads; h++) {
+      const float* q = query(h);
+      int16_t* codes = s.codes.data() + (size_t)h * 2 * pairs;
+      float largest = 0;
+      for (int c = 0; c < rank; c++) largest = std::max(largest, std::fabs(q[c] * scales[c]));
+      // Sums of `rank` products stay below 2^31.
+      const float steps = (float)std::min(32767, (1 << 24) / std::max(rank, 1) - 1);
+      for (int c = 0; c < rank; c++) codes[c] = (int16_t)(largest > 0 ? std::lrintf(q[c] * scales[c] / largest * steps) : 0);
+      queries[h] = codes, factors[h] = largest / steps;
+    }
+    a.model.kernels.score_keys(keys, pairs, n, heads, queries.data(), factors.data(), rows.data());
+  }
+
+  // The importance query of a head, (rank).
+  const float* query(int h) {
+    if (a.pieces.query == EMITTED) return a.queries;
+    const Matrix& projection = a.pieces.query_projection;
+    const Sizes& z = a.model.sizes;
+    const int group = z.query_heads / z.kv_heads, panels = projection.panels / a.pieces.query_projections;
+    const int which = a.pieces.query_projections == z.kv_heads ? a.head : a.head * group + h;
+    Matrix mine = projection;
+    mine.panels = panels, mine.data += (size_t)which * panels * projection.panel_bytes;
+    s.row.assign(projection.cols, 0.f);
+    memcpy(s.row.data(), a.queries + h * z.head_dim, z.head_dim * sizeof(float));
+    s.projected.resize((size_t)panels * PANEL);
+    Input input{s.row.data(), nullptr, nullptr, nullptr, nullptr};
+    float* output = s.projected.data();
+    a.model.kernels.matvec(mine, 0, panels, 1, &input, &output);
+    return output;
+  }
+
+  // One importance a token or page; larger is more important. `in_log` for the slow form that does not underflow.
+  void reduce(bool in_log) {
+    float* out = s.importance.data();
+    if (heads == 1) {
+      memcpy(out, rows[0], n * sizeof(float));
+    } else if (a.selection.reduction == SOFTMAX_SUM) {
+      if (in_log) log_sum_softmax2(rows.data(), heads, n, out);
+      else a.model.kernels.sum_softmax2(rows.data(), heads, n, out);
+    } else {
+      for (int t = 0; t < n; t++) {
+        float value = rows[0][t];
+        for (int h = 1; h < heads; h++) value = a.selection.reduction == MAX ? std::max(value, rows[h][t]) : value + rows[h][t];
+        out[t] = value;
+      }
+    }
+  }
+
+  // The `take` most important of [from, to) into s.taken, ascending.
+  int best(int from, int to, int take, bool in_log) {
+    const float* importance = s.importance.data();
+    const bool positive = heads > 1 && a.selection.reduction == SOFTMAX_SUM && !in_log;
+    s.scratch.resize(to - from + LEAST_SLACK);
+    s.taken.resize(to - from + LEAST_SLACK);
+    const uint32_t* keys;
+    if (positive) {  // positive floats are in the order of their bits
+      keys = (const uint32_t*)importance + from;
+    } else {
+      s.keys.resize(to - from + 1);
+      for (int t = from; t < to; t++) s.keys[t - from] = ordered(importance[t]);
+      keys = s.keys.data();
+    }
+    return top(a.model.kernels, keys, to - from, take, from, s.taken.data(), s.scratch.data());
+  }
+
+  bool underflown(int taken) const {
+    if (heads == 1 || a.selection.reduction != SOFTMAX_SUM) return false;
+    for (int i = 0; i < taken; i++)
+      if (!(s.importance[s.taken[i]] > 1e-36f)) return true;
+    return false;
+  }
+};
+
+void take_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer, int take, std::vector<int32_t>& out) {
+  const int size = a.selection.page_size, from = a.rule.sinks, to = a.tokens - a.rule.window;
+  // Pages of which sinks or window take a part have fewer tokens to give.
+  const int enough = std::min(scorer.n, take / size + a.rule.window / size + a.rule.sinks / size + 6);
+  int pages = scorer.best(0, scorer.n, enough, false);
+  if (scorer.underflown(pages)) scorer.score(), scorer.reduce(true), pages = scorer.best(0, scorer.n, enough, true);
+  std::sort(s.taken.begin(), s.taken.begin() + pages, [&](int x, int y) {
+    return s.importance[x] != s.importance[y] ? s.importance[x] > s.importance[y] : x > y;
+  });
+  for (int i = 0; i < pages && take > 0; i++) {
+    const int last = std::min((s.taken[i] + 1) * size, to), first = std::max(s.taken[i] * size, from);
+    for (int t = last - 1; t >= first && take > 0; t--, take--) out.push_back(t);
+  }
+  std::sort(out.begin(), out.end());
+}
+
+// The most important of an earlier choice that have not become window; what is missing to the budget is filled up with the latest.
+void take_remembered(const ChooseArguments& a, const Choice& choice, int take, std::vector<int32_t>& out) {
+  const int from = a.rule.sinks, to = a.tokens - a.rule.window;
+  std::vector<std::pair<float, int32_t>> held;
+  for (size_t i = 0; i < choice.indices.size(); i++)
+    if (choice.indices[i] >= from && choice.indices[i] < to) held.emplace_back(choice.importance[i], choice.indices[i]);
+  const int n = std::min<int>(take, (int)held.size());
+  std::partial_sort(held.begin(), held.begin() + n, held.end(), [&](auto& x, auto& y) {
+    return x.first != y.first ? x.first > y.first : a.pieces.key == PAGES ? x.second > y.second : x.second < y.second;
+  });
+  for (int i = 0; i < n; i++) out.push_back(held[i].second);
+  std::sort(out.begin(), out.end());
+  for (int t = to - 1; t >= from && (int)out.size() < take; t--)
+    if (!std::binary_search(out.begin(), out.begin() + n, t)) out.push_back(t);
+  std::sort(out.begin(), out.end());
+}
+
+}  // namespace
+
+int top(const Kernels& kernels, const uint32_t* keys, int n, int take, int base, int32_t* out, uint32_t* scratch) {
+  if (take <= 0) return 0;
+  if (take >= n) {
+    for (int i = 0; i < n; i++) out[i] = base + i;
+    return n;
+  }
+  // The last key taken lies, most likely, between two keys of a sample around its rank: those between are few enough to be sorted out.
+  uint32_t low = 0, high = UINT32_MAX;
+  uint32_t sample[SAMPLE];
+  if (n > 8 * SAMPLE) {
+    for (int i = 0; i < SAMPLE; i++) sample[i] = keys[(int64_t)n * i / SAMPLE];
+    std::sort(sample, sample + SAMPLE);
+    const double share = 1 - (double)take / n, spread = 2.2 * std::sqrt(share * (1 - share) * SAMPLE) + 1;
+    const int at = (int)(share * SAMPLE), below = at - (int)spread, over = at + (int)spread;
+    if (below >= 0) low = sample[below];
+    if (over < SAMPLE) high = sample[over];
+  }
+  int larger = 0, found = kernels.between(keys, n, low, high, scratch, &larger);
+  if (larger >= take) found = kernels.between(keys, n, high, UINT32_MAX, scratch, &larger);
+  else if (larger + found < take) found = kernels.between(keys, n, 0, low, scratch, &larger);
+  const int rank = take - larger;  // of the last key taken, among those found
+  std::nth_element(scratch, scratch + rank - 1, scratch + found, std::greater<uint32_t>());
+  const uint32_t cut = scratch[rank - 1];
+  int above_cut = 0;
+  for (int i = 0; i < rank - 1; i++) above_cut += scratch[i] > cut;
+  return kernels.collect(keys, n, cut, rank - above_cut, base, out);
+}
+
+void extend_index(const ChooseArguments& a, ChooseScratch& s) {
+  if (a.pieces.key == KEYS) extend_keys(a, s);
+  if (a.pieces.key == PAGES) extend_pages(a);
+}
+
+void choose(const ChooseArguments& a, ChooseScratch& s, Read& read) {
+  const int n = a.tokens, from = a.rule.sinks, to = n - a.rule.window, take = a.budget - a.rule.sinks - a.rule.window;
+  read.indices.clear();
+  read.first = 0, read.count = a.budget;
+  for (int t = 0; t < from; t++) read.indices.push_back(t);
+  if (a.pieces.key == RECENCY) {
+    for (int t = to - take; t < n; t++) read.indices.push_back(t);
+    return;
+  }
+  Choice& choice = a.store.choices[a.head];
+  const bool reuse = a.rule.interval > 1 && choice.made_at && n - choice.made_at < a.rule.interval && n > choice.made_at;
+  std::vector<int32_t> chosen;
+  if (reuse) {
+    take_remembered(a, choice, take, chosen);
+    read.indices.insert(read.indices.end(), chosen.begin(), chosen.end());
+  } else {
+    const Sizes& z = a.model.sizes;
+    const bool pages = a.pieces.key == PAGES;
+    Scorer scorer{a, s, a.pieces.query == EMITTED ? 1 : z.query_heads / z.kv_heads, pages ? (n + a.selection.page_size - 1) / a.selection.page_size : n, {}};
+    scorer.score();
+    scorer.reduce(false);
+    if (pages) {
+      take_pages(a, s, scorer, take, chosen);
+      read.indices.insert(read.indices.end(), chosen.begin(), chosen.end());
+    } else {
+      int taken = scorer.best(from, to, take, false);
+      if (scorer.underflown(taken)) scorer.score(), scorer.reduce(true), taken = scorer.best(from, to, take, true);
+      read.indices.insert(read.indices.end(), s.taken.begin(), s.taken.begin() + taken);
+    }
+  }
+  for (int t = to; t < n; t++) read.indices.push_back(t);
+  if (a.rule.interval > 1 && !reuse) {
+    choice.made_at = n;
+    choice.indices = read.indices;
+    choice.importance.resize(read.indices.size());
+    for (size_t i = 0; i < read.indices.size(); i++) {
+      const int t = read.indices[i];
+      choice.importance[i] = a.pieces.key == PAGES ? s.importance[t / a.selection.page_size] : s.importance[t];
+    }
+  }
+}
+
+}  // namespace sparsight

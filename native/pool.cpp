@@ -1,0 +1,104 @@
+#include "pool.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+static inline void relax() { _mm_pause(); }
+#else
+static inline void relax() {}
+#endif
+
+namespace sparsight {
+
+namespace {
+
+// A step has hundreds of short waits, so threads spin; beyond that another process has the processor, and is let finish.
+constexpr int SPINS = 4000;
+// Between steps (microseconds while generating) workers spin a little longer, then sleep.
+constexpr int IDLE_SPINS = 40000;
+
+template <class Done>
+void spin_until(Done done) {
+  for (int i = 0; !done(); i++) {
+    if (i < SPINS) relax();
+    else sched_yield();
+  }
+}
+
+}  // namespace
+
+Pool::Pool(int threads) : size_(threads) { start(); }
+Pool::~Pool() { stop(); }
+
+void Pool::start() {
+  owner_ = getpid();
+  ending_ = false;
+  for (int t = 1; t < size_; t++) threads_.emplace_back([this, t] { loop(t); });
+}
+
+void Pool::stop() {
+  if (owner_ != getpid()) {  // threads do not follow a fork: their handles are let go of without waiting
+    for (auto& thread : threads_) thread.detach();
+    threads_.clear();
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ending_ = true;
+    generation_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void Pool::loop(int thread) {
+  unsigned seen = 0;
+  while (true) {
+    int spins = 0;
+    while (generation_.load(std::memory_order_acquire) == seen && spins < IDLE_SPINS) relax(), spins++;
+    if (generation_.load(std::memory_order_acquire) == seen) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load() != seen; });
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    if (ending_) return;
+    (*work_)(thread);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void Pool::run(const std::function<void(int)>& work) {
+  std::lock_guard<std::mutex> one_at_a_time(busy_);
+  if (size_ == 1) return work(0);
+  if (owner_ != getpid()) {
+    for (auto& thread : threads_) thread.detach();
+    threads_.clear();
+    generation_ = 0;
+    start();
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    running_.store(size_ - 1, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  work(0);
+  spin_until([this] { return running_.load(std::memory_order_acquire) == 0; });
+}
+
+void Pool::barrier() {
+  if (size_ == 1) return;
+  const unsigned before = passed_.load(std::memory_order_acquire);
+  if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    waiting_.store(0, std::memory_order_relaxed);
+    passed_.fetch_add(1, std::memory_order_release);
+  } else {
+    spin_until([&] { return passed_.load(std::memory_order_acquire) != before; });
+  }
+}
+
+}  // namespace sparsight

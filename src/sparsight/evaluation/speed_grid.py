@@ -1,0 +1,131 @@
+"""What a speed measurement covers, completed and checked for one model before anything long is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ..errors import ConfigError
+from ..models import LoadedModel
+from ..models.random_shapes import is_random_shape
+from ..ops.packing import FORMATS
+from ..runtime import Budget, Plan, Rule
+from ..runtime.decoder import default_format, why_not_native, why_not_native_model
+from ..tokens import method
+from ..tokens.pretrained import find_shipped, resolve
+from .rivals import WEIGHTS as RIVAL_WEIGHTS
+
+CONTEXTS = (512, 2048, 8192)
+SHIPPED = ("foresight", "lowrank")
+RIVALS = ("llama.cpp", "transformers")
+DENSE = "dense"
+TURNS = 3
+"""Of each candidate in one repeat."""
+STEPS = 5
+"""Counted in a turn."""
+
+
+@dataclass(frozen=True)
+class SpeedGrid:
+    """What is measured. What is left empty is chosen by the model, see `settled`.
+
+    Attributes
+    ----------
+    contexts : tuple of int
+        Tokens that a step attends to, its own included.
+    threads : tuple of int
+    weights : tuple of str
+        Formats of the native decoder's weights.
+    select : tuple of str
+        Methods as `tokens.pretrained.resolve` takes them; "dense" is always measured.
+    budgets : tuple of Budget
+    interval : int
+        Steps that a choice is kept for.
+    against : tuple of {"llama.cpp", "transformers"}
+    repeats : int
+        Of `TURNS` turns of `STEPS` counted steps each.
+    """
+
+    contexts: tuple[int, ...] = ()
+    threads: tuple[int, ...] = (1,)
+    weights: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    budgets: tuple[Budget, ...] = field(default_factory=lambda: (Budget.parse("1/8"),))
+    interval: int = 1
+    against: tuple[str, ...] = ()
+    repeats: int = 5
+
+    def settled(self, loaded: LoadedModel) -> SpeedGrid:
+        """The same for one model, complete and checked.
+
+        Contexts are `CONTEXTS` as far as the model's reaches, weights its `default_format`, methods those of `SHIPPED` whose predictor ships.
+
+        Raises
+        ------
+        ConfigError
+            If a value is out of range or unknown.
+        """
+        limit = loaded.anatomy.context_length
+        shipped = tuple(name for name in SHIPPED if find_shipped(name, loaded.fingerprint) is not None)
+        given = {name: tuple(dict.fromkeys(getattr(self, name))) for name in ("threads", "budgets", "against")}
+        grid = replace(
+            self,
+            contexts=tuple(sorted(set(self.contexts))) or tuple(c for c in CONTEXTS if c <= limit) or (limit,),
+            weights=tuple(dict.fromkeys(self.weights)) or (default_format(loaded),),
+            select=tuple(dict.fromkeys(spec for spec in self.select if spec != DENSE)) if self.select else shipped,
+            **given,
+        )
+        if (context := max(grid.contexts)) > limit:
+            raise ConfigError(f"a context of {context} tokens is more than the {limit} of '{loaded.name}'; choose --context up to {limit}")
+        if (context := min(grid.contexts)) <= max(grid.interval, 1):
+            raise ConfigError(f"a context must be above the interval of {grid.interval} token(s), got {context}; choose a larger --context")
+        if not grid.threads or min(grid.threads) < 1:
+            raise ConfigError(f"threads must be at least 1, got {', '.join(map(str, grid.threads)) or 'none'}; choose other --threads")
+        if grid.repeats < 1:
+            raise ConfigError(f"repeats must be at least 1, got {grid.repeats}; choose another --repeats")
+        grid._check_names()
+        return grid
+
+    def _check_names(self) -> None:
+        for name in self.weights:
+            if name not in FORMATS:
+                raise ConfigError(f"weights can be kept in {', '.join(FORMATS)}, got {name!r}; choose one of these")
+            if "llama.cpp" in self.against and name not in RIVAL_WEIGHTS:
+                known = ", ".join(RIVAL_WEIGHTS)
+                raise ConfigError(f"llama.cpp can be compared at weights {known}, got {name!r}; choose --weights among these")
+        for name in self.against:
+            if name not in RIVALS:
+                raise ConfigError(f"speed can be compared with {' and '.join(RIVALS)}, got {name!r}; choose one of these")
+
+
+def make_plans(loaded: LoadedModel, grid: SpeedGrid) -> list[tuple[str, Plan | None]]:
+    """Names and plans of what the native decoder is to run: dense, then each method at each budget.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    grid : SpeedGrid
+        Settled.
+
+    Raises
+    ------
+    BudgetError, ConfigError, ArtifactError, StorageError
+        If the native decoder cannot run the model or a plan, there is no predictor, or a budget does not hold sinks and window.
+    """
+    for weights in grid.weights:
+        if (reason := why_not_native_model(loaded, weights)) is not None:
+            raise ConfigError(f"the native decoder cannot run '{loaded.name}' with {weights} weights: {reason}")
+    rule = Rule(interval=grid.interval)
+    plans: list[tuple[str, Plan | None]] = [(DENSE, None)]
+    for spec in grid.select:
+        name = spec.partition("=")[0].partition(":")[0].strip()
+        if is_random_shape(loaded.name) and method(name).learned:
+            raise ConfigError(f"'{loaded.name}' has random weights, to which no predictor of {name!r} belongs; select quest or streaming")
+        selector = resolve(spec, loaded)
+        for budget in grid.budgets if selector.selects else ():
+            plan = Plan(selector, budget, rule)
+            if (reason := why_not_native(plan)) is not None:
+                raise ConfigError(f"the native decoder cannot run {spec!r}: {reason}; leave it out of --select")
+            for context in grid.contexts:
+                plan.tokens([context])
+            plans.append((spec, plan))
+    return plans

@@ -1,0 +1,190 @@
+"""What is timed at one context: steps of the native decoder over one filled cache, and steps of a rival.
+
+Every candidate steps at the same context for as long as it is asked to, so that candidates can take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from ..runtime import Plan
+from ..runtime.decoder import Decoder, DecoderSequence
+from .rivals import Rival
+
+PIECE = 256
+"""Tokens prefilled between two signs of progress."""
+
+Advance = Callable[[int], None]
+
+
+class Candidate(Protocol):
+    """Something whose decode steps are timed.
+
+    Attributes
+    ----------
+    identity : dict
+        The fields of its row that say what it is.
+    """
+
+    identity: dict[str, Any]
+
+    def at(self, context: int) -> None:
+        """Be ready for steps that attend to `context` tokens, their own included; contexts come from long to short."""
+        ...
+
+    def sample(self, steps: int) -> list[float]:
+        """Seconds a token of `steps` steps, after one that is not counted: the engine before has had the cache."""
+        ...
+
+    def bytes_per_token(self, context: int) -> float: ...
+
+
+class FilledCache:
+    """The keys and values of one decoder, which all its candidates read.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    ids : sequence of int
+        As many tokens as the longest context.
+    behind : int
+        Tokens that the longest run of steps appends.
+    random : bool
+        Fill with random numbers instead of a prefill.
+    """
+
+    def __init__(self, decoder: Decoder, ids: Sequence[int], behind: int, random: bool = False) -> None:
+        self.decoder, self.ids = decoder, list(ids)
+        self._behind, self._random = behind, random
+        self._windowed = any(layer.window for layer in decoder.weights.layers)
+        self._held: DecoderSequence | None = None
+
+    def at(self, context: int, advance: Advance = lambda tokens: None) -> None:
+        """Hold what a run at `context` needs: once for all where every layer keeps every token, else anew.
+
+        Parameters
+        ----------
+        context : int
+        advance : callable
+            Told of tokens that were prefilled.
+        """
+        if self._held is not None and not self._windowed:
+            return
+        wanted = context - self._behind
+        self._held = held = self.decoder.new_sequence()
+        if self._random:
+            held.reserve(context)
+            generator = torch.Generator().manual_seed(0)
+            for store in held.stores:
+                store.keys.normal_(generator=generator)
+                store.values.normal_(generator=generator)
+            held.native.length = wanted
+            return
+        for start in range(0, wanted, PIECE):
+            piece = self.ids[start : min(start + PIECE, wanted)]
+            self.decoder.prefill(held, piece, reserve=context)
+            advance(len(piece))
+
+    def sequence(self, length: int) -> DecoderSequence:
+        """A sequence of the first `length` tokens over the same memory; importance keys are its own, so that nobody drops another's."""
+        held, own = self._held, self.decoder.new_sequence()
+        for i, (mine, theirs) in enumerate(zip(own.stores, held.stores, strict=True)):
+            mine.keys, mine.values, mine.capacity, mine.offset = theirs.keys, theirs.values, theirs.capacity, theirs.offset
+            own.native.bind(i, mine.keys.view(torch.uint8), mine.values.view(torch.uint8), mine.offset)
+        own.native.length = min(held.length, length)
+        if own.length < length:
+            self.decoder.prefill(own, self.ids[own.length : length])
+        return own
+
+
+class NativeSteps:
+    """Steps of the native decoder under one plan, each with the token that comes next in the text.
+
+    A plan that keeps its choices for an interval is timed in runs of so many steps, the last of which attends to the context; the choices are
+    forgotten between runs, and a run's mean is one sample.
+
+    Parameters
+    ----------
+    cache : FilledCache
+    select : str
+        What the method is called.
+    plan : Plan or None
+        None for dense.
+    """
+
+    def __init__(self, cache: FilledCache, select: str, plan: Plan | None) -> None:
+        self._cache, self._decoder, self._plan = cache, cache.decoder, plan
+        self._run = plan.rule.interval if plan is not None else 1
+        self._sequence: DecoderSequence | None = None
+        self._tokens: list[int] = []
+        self.identity = {
+            "runtime": "native",
+            "weights": self._decoder.format,
+            "select": select,
+            "budget": None if plan is None else str(plan.budget),
+        }
+
+    def at(self, context: int) -> None:
+        start = context - self._run
+        self._sequence, self._tokens = self._cache.sequence(start), self._cache.ids[start:context]
+
+    def sample(self, steps: int) -> list[float]:
+        self._timed(self._tokens[:1])
+        return [self._timed(self._tokens) / self._run for _ in range(-(-steps // self._run))]
+
+    def bytes_per_token(self, context: int) -> float:
+        return self._decoder.bytes_per_token(context, self._plan)
+
+    def _timed(self, tokens: list[int]) -> float:
+        """Seconds of steps that append `tokens`, which are forgotten again."""
+        seconds = 0.0
+        for token in tokens:
+            start = time.perf_counter()
+            self._decoder.step([self._sequence], [token], self._plan)
+            seconds += time.perf_counter() - start
+        self._sequence.crop(-len(tokens))
+        return seconds
+
+
+class RivalSteps:
+    """Steps of a rival that was prepared with the longest context."""
+
+    def __init__(self, rival: Rival, **variant: Any) -> None:
+        self._rival = rival
+        self.identity = {"runtime": rival.runtime, "weights": rival.weights, "select": "dense", "budget": None, **variant}
+
+    def at(self, context: int) -> None:
+        self._rival.at(context)
+
+    def sample(self, steps: int) -> list[float]:
+        self._rival.step()
+        return [self._rival.timed_step() for _ in range(steps)]
+
+    def bytes_per_token(self, context: int) -> float:
+        return self._rival.bytes_per_token(context)
+
+
+def interleave(candidates: Sequence[Candidate], rounds: int, steps: int, done: Callable[[], None] = lambda: None) -> list[list[float]]:
+    """Samples of each candidate, who take turns of a few steps: a slow spell of the machine meets all of them.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Each at its context.
+    rounds : int
+        How often each has its turn.
+    steps : int
+        Counted in a turn.
+    done : callable
+        Called after each turn.
+    """
+    samples: list[list[float]] = [[] for _ in candidates]
+    for _ in range(rounds):
+        for candidate, mine in zip(candidates, samples, strict=True):
+            mine += candidate.sample(steps)
+            done()
+    return samples

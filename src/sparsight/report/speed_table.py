@@ -1,0 +1,106 @@
+"""Terminal table of decode speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .tables import MISSING, human_bytes
+
+LLAMA_CPP = "llama.cpp"
+
+
+def speed_table(result: Mapping[str, Any]) -> Table:
+    """A table of decode speed, one block a context and number of threads.
+
+    Parameters
+    ----------
+    result : mapping
+        Of `sparsight.evaluation.speed.measure_speed`.
+
+    Returns
+    -------
+    rich.table.Table
+        At most 120 columns wide as long as methods have short names. Speed-ups are ratios of medians at equal weights, context and threads.
+    """
+    rows: Sequence[Mapping[str, Any]] = result["rows"]
+    rivals = any(row["runtime"] == LLAMA_CPP for row in rows)
+    table = Table(
+        title=f"{result['model']['name']}, {result.get('cpu') or 'unknown processor'}, {result['isa']}",
+        title_justify="left",
+        title_style="bold",
+        caption=_caption(result, rivals),
+        caption_justify="left",
+        caption_style="dim",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("context, threads\nruntime")
+    table.add_column("weights")
+    table.add_column("method", overflow="fold")
+    headings = ["budget", "ms a\ntoken", "10–90 %", "tokens\n/ s", "read a\ntoken", "of the\nbandwidth", "vs\ndense"]
+    for heading in headings + ["vs\nllama.cpp"] * rivals:
+        table.add_column(heading, justify="right", no_wrap=True)
+    blocks: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        blocks.setdefault((row["context"], row["threads"]), []).append(row)
+    for i, ((context, threads), block) in enumerate(blocks.items()):
+        if i:
+            table.add_row()
+        table.add_row(Text(f"{context:,}, {threads}", style="bold"))
+        for row in block:
+            table.add_row(*_figures(row, block, rivals))
+    return table
+
+
+def speedup(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], runtime: str) -> float | None:
+    """How many times as fast a row is as the dense row of `runtime` with its weights, context and threads; None where there is none."""
+    same = ("weights", "context", "threads")
+    for other in rows:
+        if (other["runtime"], other["select"]) == (runtime, "dense") and all(other[key] == row[key] for key in same):
+            return other["ms_per_token"] / row["ms_per_token"]
+    return None
+
+
+def _figures(row: Mapping[str, Any], block: Sequence[Mapping[str, Any]], rivals: bool) -> list[Text]:
+    flash = row.get("flash_attention")
+    figures = [
+        row["runtime"],
+        row["weights"],
+        row["select"] if flash is None else f"{row['select']}, flash {'on' if flash else 'off'}",
+        row["budget"] or "all",
+        f"{row['ms_per_token']:.2f}",
+        f"{row['ms_p10']:.2f}–{row['ms_p90']:.2f}",
+        f"{1e3 / row['ms_per_token']:.1f}",
+        human_bytes(row["bytes_per_token"]),
+        f"{100 * row['bandwidth_share']:.0f} %",
+        *(_times(speedup(row, block, runtime)) for runtime in ["native"] + [LLAMA_CPP] * rivals),
+    ]
+    return [Text(figure) for figure in figures]
+
+
+def _times(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{ratio:.2f} ×"
+
+
+def _caption(result: Mapping[str, Any], rivals: bool) -> str:
+    """What the figures are of; details of llama.cpp are those of its rows' weights."""
+    interval = result["rule"]["interval"]
+    reads = ", ".join(f"{value / 1e9:.1f} GB/s with {threads}" for threads, value in result["bandwidth"].items())
+    lines = [
+        f"ms a token: median of {result['counted_steps']} steps, candidates taking turns; 10–90 %: percentiles",
+        "read a token: weights, keys and values, importance keys and predictor, as they are stored",
+        f"of the bandwidth: that memory was read at by as many threads, {reads}",
+        "vs: how many times as fast as dense, at the same weights, context and threads",
+    ]
+    if interval > 1:
+        lines.append(f"methods choose at every {interval}th step; their figures are of runs of {interval} steps")
+    if result["cache"] == "random":
+        lines.append("the cache holds random numbers, not a prefill")
+    stored = {r["weights"]: r["details"] if isinstance(r.get("details"), str) else r.get("stored_as") for r in ()}
+    return "\n".join(lines) + str(stored or "")
