@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow demo bench predictors clean
+.PHONY: install test test-oldest test-slow emulate sanitize demo bench predictors clean
 
 install: $(INSTALLED)
 
@@ -42,6 +42,32 @@ test-oldest: $(OLDEST)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The native kernels built in another way, in build/<target>, and their tests. They run with a copy of the package that has the library inside, and
+# with the interpreter that .venv was made from: in .venv itself the installed package would come first.
+NATIVE_TESTS := $(wildcard tests/ops/test_native*.py tests/runtime/test_decoder*.py)
+define build_variant
+	@command -v cmake > /dev/null || { echo "error: cmake is not installed; on Debian: apt-get install cmake"; exit 2; }
+	@$(BIN)/python -c 'import nanobind' 2> /dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt 'nanobind>=3.1,<4'
+	cmake -S . -B build/$@ -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" $(1) > /dev/null
+	cmake --build build/$@
+	rm -rf build/$@/package && mkdir build/$@/package
+	cp -r src/sparsight build/$@/package/ && cp build/$@/_native*.so build/$@/package/sparsight/
+endef
+test_variant = PYTHONPATH="$(CURDIR)/build/$@/package:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(1) \
+	"$$($(BIN)/python -c 'import sys; print(sys._base_executable)')" -m pytest
+
+# AVX-512 on a machine without it, by SIMDe.
+emulate: $(INSTALLED)
+	@echo '#include <simde/x86/avx512.h>' | $(CXX) -E -x c++ - > /dev/null 2>&1 || { echo "error: SIMDe is not installed; on Debian: apt-get install libsimde-dev"; exit 2; }
+	$(call build_variant,-DSPARSIGHT_EMULATE_AVX512=ON)
+	$(call test_variant) $(NATIVE_TESTS)
+
+# Reads and writes beyond the end, misaligned ones, overflows. libstdc++ is named for AddressSanitizer to find what throws exceptions.
+sanitize: $(INSTALLED)
+	$(call build_variant,-DSPARSIGHT_SANITIZE=ON)
+	$(call test_variant,LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1) $(NATIVE_TESTS)
 
 demo: $(INSTALLED)
 	$(BIN)/sparsight demo

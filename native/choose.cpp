@@ -29,6 +29,9 @@ void floats_of(const char* row, int format, int n, float* out) {
 
 size_t element(int format) { return format == F32 ? 4 : 2; }
 
+// Place of channel c of token (or page) t in a block layout of `pairs` pairs of channels.
+size_t place_of(int t, int c, int pairs) { return (size_t)(t / PANEL) * PANEL * 2 * pairs + (c / 2) * 2 * PANEL + (t % PANEL) * 2 + (c & 1); }
+
 void extend_keys(const ChooseArguments& a, ChooseScratch& s) {
   const Sizes& z = a.model.sizes;
   const Matrix& projection = a.pieces.key_projection;
@@ -54,13 +57,27 @@ void extend_keys(const ChooseArguments& a, ChooseScratch& s) {
     a.model.kernels.matvec(mine, 0, panels, n, inputs, outputs);
     for (int j = 0; j < n; j++) {
       const int token = t + j;
-      int8_t* block = index + (size_t)(token / PANEL) * PANEL * 2 * pairs + (token % PANEL) * 2;
       for (int c = 0; c < 2 * pairs; c++) {
         float code = c < rank ? std::nearbyint(outputs[j][c] / scales[c]) : 0.f;
-        block[(c / 2) * 2 * PANEL + (c & 1)] = (int8_t)std::max(-127.f, std::min(127.f, code));
+        index[place_of(token, c, pairs)] = (int8_t)std::max(-127.f, std::min(127.f, code));
       }
     }
   }
+}
+
+void extend_key_pages(const ChooseArguments& a) {
+  const int pairs = a.selection.pairs(), size = a.rule.pages;
+  const int8_t* keys = (const int8_t*)a.store.index + (size_t)a.head * a.store.index_capacity * 2 * pairs;
+  int8_t* low = (int8_t*)a.store.pages + (size_t)a.head * 2 * a.store.page_capacity * 2 * pairs;
+  int8_t* high = low + (size_t)a.store.page_capacity * 2 * pairs;
+  const int from = a.store.page_tokens == size ? std::min(a.store.paged, a.store.indexed) / size * size : 0;
+  for (int t = from; t < a.tokens; t++)
+    for (int c = 0; c < 2 * pairs; c++) {
+      const int8_t code = keys[place_of(t, c, pairs)];
+      int8_t &least = low[place_of(t / size, c, pairs)], &most = high[place_of(t / size, c, pairs)];
+      if (t % size == 0) least = most = code;
+      least = std::min(least, code), most = std::max(most, code);
+    }
 }
 
 template <class T>
@@ -111,38 +128,74 @@ void log_sum_softmax2(float* const* scores, int heads, int n, float* out) {
 struct Scorer {
   const ChooseArguments& a;
   ChooseScratch& s;
-  int heads, n;  // heads that are reduced; tokens or pages
-  std::vector<float*> rows;
+  int heads, n = 0;  // heads that are reduced; tokens or pages scored
+  std::vector<float*> rows{};
+  std::vector<const int16_t*> codes{};
+  std::vector<float> factors{};
 
-  void score() {
-    const Sizes& z = a.model.sizes;
+  void room_for(int count) {
+    n = count;
     const int room = round_up(n, PANEL) + LEAST_SLACK;
     s.scores.resize((size_t)heads * room);
     s.importance.resize(room);
     rows.resize(heads);
     for (int h = 0; h < heads; h++) rows[h] = s.scores.data() + (size_t)h * room;
-    if (a.pieces.key == PAGES) {
-      const char* bounds = a.store.index + (size_t)a.head * (a.store.index_capacity / a.selection.page_size) * 2 * z.head_dim * element(z.kv_format);
-      for (int h = 0; h < heads; h++) a.model.kernels.score_pages(bounds, z.kv_format, z.head_dim, n, a.queries + h * z.head_dim, rows[h]);
-      return;
-    }
-    const int pairs = a.selection.pairs(), rank = a.selection.rank;
-    const int8_t* keys = (const int8_t*)a.store.index + (size_t)a.head * a.store.index_capacity * 2 * pairs;
+  }
+
+  void score_pages() {
+    const Sizes& z = a.model.sizes;
+    room_for((a.tokens + a.selection.page_size - 1) / a.selection.page_size);
+    const char* bounds = a.store.index + (size_t)a.head * (a.store.index_capacity / a.selection.page_size) * 2 * z.head_dim * element(z.kv_format);
+    for (int h = 0; h < heads; h++) a.model.kernels.score_pages(bounds, z.kv_format, z.head_dim, n, a.queries + h * z.head_dim, rows[h]);
+  }
+
+  // The importance queries with the keys' scales in them, rounded to 16 bits; and their positive and negative parts.
+  void round_queries() {
+    const int width = 2 * a.selection.pairs(), rank = a.selection.rank;
     const float* scales = a.pieces.key_scales + a.head * rank;
-    s.codes.assign((size_t)heads * 2 * pairs, 0);
-    std::vector<const int16_t*> queries(heads);
-    std::vector<float> factors(heads);
+    s.codes.assign((size_t)3 * heads * width, 0);
+    codes.resize(3 * heads), factors.resize(heads);
+    // Sums of `rank` products stay below 2^31.
+    const float steps = (float)std::min(32767, (1 << 24) / std::max(rank, 1) - 1);
     for (int h = 0; h < heads; h++) {
       const float* q = query(h);
-      int16_t* codes = s.codes.data() + (size_t)h * 2 * pairs;
       float largest = 0;
       for (int c = 0; c < rank; c++) largest = std::max(largest, std::fabs(q[c] * scales[c]));
-      // Sums of `rank` products stay below 2^31.
-      const float steps = (float)std::min(32767, (1 << 24) / std::max(rank, 1) - 1);
-      for (int c = 0; c < rank; c++) codes[c] = (int16_t)(largest > 0 ? std::lrintf(q[c] * scales[c] / largest * steps) : 0);
-      queries[h] = codes, factors[h] = largest / steps;
+      int16_t* of[3];
+      for (int part = 0; part < 3; part++) codes[part * heads + h] = of[part] = s.codes.data() + (size_t)(part * heads + h) * width;
+      for (int c = 0; c < rank; c++) {
+        of[0][c] = (int16_t)(largest > 0 ? std::lrintf(q[c] * scales[c] / largest * steps) : 0);
+        of[1][c] = std::max<int16_t>(of[0][c], 0), of[2][c] = std::min<int16_t>(of[0][c], 0);
+      }
+      factors[h] = largest / steps;
     }
-    a.model.kernels.score_keys(keys, pairs, n, heads, queries.data(), factors.data(), rows.data());
+  }
+
+  const int8_t* keys() const { return (const int8_t*)a.store.index + (size_t)a.head * a.store.index_capacity * 2 * a.selection.pairs(); }
+
+  void score_tokens() {
+    room_for(a.tokens);
+    a.model.kernels.score_keys(keys(), nullptr, a.selection.pairs(), n, heads, codes.data(), factors.data(), rows.data());
+  }
+
+  // Bounds of the pages up to `count`: positive parts of the queries times the largest keys, negative ones times the smallest.
+  void score_key_pages(int count) {
+    const int pairs = a.selection.pairs();
+    room_for(count);
+    const int8_t* low = (const int8_t*)a.store.pages + (size_t)a.head * 2 * a.store.page_capacity * 2 * pairs;
+    a.model.kernels.score_keys(low + (size_t)a.store.page_capacity * 2 * pairs, nullptr, pairs, n, heads, codes.data() + heads, factors.data(), rows.data());
+    const int room = round_up(n, PANEL);
+    s.bounds.resize((size_t)heads * room);
+    std::vector<float*> second(heads);
+    for (int h = 0; h < heads; h++) second[h] = s.bounds.data() + (size_t)h * room;
+    a.model.kernels.score_keys(low, nullptr, pairs, n, heads, codes.data() + 2 * heads, factors.data(), second.data());
+    for (int h = 0; h < heads; h++)
+      for (int p = 0; p < n; p++) rows[h][p] += second[h][p];
+  }
+
+  void score_blocks(const std::vector<int32_t>& blocks) {
+    room_for((int)blocks.size() * PANEL);
+    a.model.kernels.score_keys(keys(), blocks.data(), a.selection.pairs(), n, heads, codes.data(), factors.data(), rows.data());
   }
 
   // The importance query of a head, (rank).
@@ -183,11 +236,10 @@ struct Scorer {
   // The `take` most important of [from, to) into s.taken, ascending.
   int best(int from, int to, int take, bool in_log) {
     const float* importance = s.importance.data();
-    const bool positive = heads > 1 && a.selection.reduction == SOFTMAX_SUM && !in_log;
     s.scratch.resize(to - from + LEAST_SLACK);
     s.taken.resize(to - from + LEAST_SLACK);
     const uint32_t* keys;
-    if (positive) {  // positive floats are in the order of their bits
+    if (positive(in_log)) {  // positive floats are in the order of their bits
       keys = (const uint32_t*)importance + from;
     } else {
       s.keys.resize(to - from + 1);
@@ -197,6 +249,9 @@ struct Scorer {
     return top(a.model.kernels, keys, to - from, take, from, s.taken.data(), s.scratch.data());
   }
 
+  // Whether importance is a sum of probabilities, and not in the log domain.
+  bool positive(bool in_log) const { return heads > 1 && a.selection.reduction == SOFTMAX_SUM && !in_log; }
+
   bool underflown(int taken) const {
     if (heads == 1 || a.selection.reduction != SOFTMAX_SUM) return false;
     for (int i = 0; i < taken; i++)
@@ -205,20 +260,85 @@ struct Scorer {
   }
 };
 
-void take_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer, int take, std::vector<int32_t>& out) {
+// Scores, reduces and takes; again in the log domain where probabilities underflow. `score` fills the rows of the scorer.
+template <class Score>
+int score_and_take(Scorer& scorer, Score score, int from, int to, int take) {
+  score();
+  scorer.reduce(false);
+  int taken = scorer.best(from, to, take, false);
+  if (scorer.underflown(taken)) score(), scorer.reduce(true), taken = scorer.best(from, to, take, true);
+  return taken;
+}
+
+// Quest: the tokens of the best pages, of the last page as many as are left, the latest first.
+void take_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer, int take, Choice& out) {
   const int size = a.selection.page_size, from = a.rule.sinks, to = a.tokens - a.rule.window;
+  const int all = (a.tokens + size - 1) / size;
   // Pages of which sinks or window take a part have fewer tokens to give.
-  const int enough = std::min(scorer.n, take / size + a.rule.window / size + a.rule.sinks / size + 6);
-  int pages = scorer.best(0, scorer.n, enough, false);
-  if (scorer.underflown(pages)) scorer.score(), scorer.reduce(true), pages = scorer.best(0, scorer.n, enough, true);
+  const int enough = std::min(all, take / size + a.rule.window / size + a.rule.sinks / size + 6);
+  const int pages = score_and_take(scorer, [&] { scorer.score_pages(); }, 0, all, enough);
   std::sort(s.taken.begin(), s.taken.begin() + pages, [&](int x, int y) {
     return s.importance[x] != s.importance[y] ? s.importance[x] > s.importance[y] : x > y;
   });
   for (int i = 0; i < pages && take > 0; i++) {
     const int last = std::min((s.taken[i] + 1) * size, to), first = std::max(s.taken[i] * size, from);
-    for (int t = last - 1; t >= first && take > 0; t--, take--) out.push_back(t);
+    for (int t = last - 1; t >= first && take > 0; t--, take--) out.indices.push_back(t);
   }
-  std::sort(out.begin(), out.end());
+  std::sort(out.indices.begin(), out.indices.end());
+}
+
+// Pages by the bound of their importance keys, then the tokens of the best of them. What is always read takes part in the softmax.
+void take_from_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer, int take, Choice& out) {
+  const int size = a.rule.pages, from = a.rule.sinks, to = a.tokens - a.rule.window;
+  const int first = from / size, last = (to - 1) / size, all = last - first + 1;
+  const int kept = std::min(all, std::max((int)std::ceil((double)a.rule.page_share * all - 1e-6), take / size + 2));
+  scorer.round_queries();
+  auto bounds = [&] {
+    scorer.score_key_pages(last + 1);
+    for (float*& row : scorer.rows) row += first;
+    scorer.n = all;
+  };
+  const int pages = score_and_take(scorer, bounds, 0, all, std::max(kept, 1));
+  std::vector<int32_t>& blocks = s.blocks;
+  blocks.clear();
+  for (int i = 0; i < pages; i++)
+    for (int b = 0; b < size / PANEL; b++) {
+      const int block = (first + s.taken[i]) * (size / PANEL) + b;
+      if (block * PANEL < a.tokens) blocks.push_back(block);
+    }
+  const int chosen = (int)blocks.size();
+  auto add = [&](int block) {
+    if (!std::binary_search(blocks.begin(), blocks.begin() + chosen, block) && (blocks.empty() || std::find(blocks.begin() + chosen, blocks.end(), block) == blocks.end()))
+      blocks.push_back(block);
+  };
+  for (int t = 0; t < from; t += PANEL) add(t / PANEL);
+  for (int block = to / PANEL; block <= (a.tokens - 1) / PANEL; block++) add(block);
+  auto score = [&] {
+    scorer.score_blocks(blocks);
+    for (int i = 0; i < scorer.n; i++) {
+      const int t = blocks[i / PANEL] * PANEL + i % PANEL;
+      const bool counts = t < a.tokens && (i < chosen * PANEL || t < from || t >= to);
+      if (!counts)
+        for (float* row : scorer.rows) row[i] = -INFINITY;
+    }
+  };
+  // What is always read is not chosen.
+  auto mask = [&](bool in_log) {
+    const float least = scorer.positive(in_log) ? 0.f : -INFINITY;
+    for (int i = 0; i < chosen * PANEL; i++) {
+      const int t = blocks[i / PANEL] * PANEL + i % PANEL;
+      if (t < from || t >= to) s.importance[i] = least;
+    }
+  };
+  score();
+  scorer.reduce(false);
+  mask(false);
+  int taken = scorer.best(0, chosen * PANEL, take, false);
+  if (scorer.underflown(taken)) score(), scorer.reduce(true), mask(true), taken = scorer.best(0, chosen * PANEL, take, true);
+  for (int i = 0; i < taken; i++) {
+    out.indices.push_back(blocks[s.taken[i] / PANEL] * PANEL + s.taken[i] % PANEL);
+    out.importance.push_back(s.importance[s.taken[i]]);
+  }
 }
 
 // The most important of an earlier choice that have not become window; what is missing to the budget is filled up with the latest.
@@ -270,6 +390,7 @@ int top(const Kernels& kernels, const uint32_t* keys, int n, int take, int base,
 
 void extend_index(const ChooseArguments& a, ChooseScratch& s) {
   if (a.pieces.key == KEYS) extend_keys(a, s);
+  if (a.pieces.key == KEYS && a.rule.pages) extend_key_pages(a);
   if (a.pieces.key == PAGES) extend_pages(a);
 }
 
@@ -282,35 +403,33 @@ void choose(const ChooseArguments& a, ChooseScratch& s, Read& read) {
     for (int t = to - take; t < n; t++) read.indices.push_back(t);
     return;
   }
-  Choice& choice = a.store.choices[a.head];
-  const bool reuse = a.rule.interval > 1 && choice.made_at && n - choice.made_at < a.rule.interval && n > choice.made_at;
-  std::vector<int32_t> chosen;
+  Choice& before = a.store.choices[a.head];
+  const bool reuse = a.rule.interval > 1 && before.made_at && n > before.made_at && n - before.made_at < a.rule.interval;
+  Choice now;
+  Scorer scorer{a, s, a.pieces.query == EMITTED ? 1 : a.model.sizes.query_heads / a.model.sizes.kv_heads};
+  const bool pages = a.pieces.key == PAGES, paged = a.pieces.key == KEYS && a.rule.pages;
   if (reuse) {
-    take_remembered(a, choice, take, chosen);
-    read.indices.insert(read.indices.end(), chosen.begin(), chosen.end());
+    take_remembered(a, before, take, now.indices);
+  } else if (pages) {
+    take_pages(a, s, scorer, take, now);
+  } else if (paged) {
+    take_from_pages(a, s, scorer, take, now);
   } else {
-    const Sizes& z = a.model.sizes;
-    const bool pages = a.pieces.key == PAGES;
-    Scorer scorer{a, s, a.pieces.query == EMITTED ? 1 : z.query_heads / z.kv_heads, pages ? (n + a.selection.page_size - 1) / a.selection.page_size : n, {}};
-    scorer.score();
-    scorer.reduce(false);
-    if (pages) {
-      take_pages(a, s, scorer, take, chosen);
-      read.indices.insert(read.indices.end(), chosen.begin(), chosen.end());
-    } else {
-      int taken = scorer.best(from, to, take, false);
-      if (scorer.underflown(taken)) scorer.score(), scorer.reduce(true), taken = scorer.best(from, to, take, true);
-      read.indices.insert(read.indices.end(), s.taken.begin(), s.taken.begin() + taken);
-    }
+    scorer.round_queries();
+    const int taken = score_and_take(scorer, [&] { scorer.score_tokens(); }, from, to, take);
+    now.indices.assign(s.taken.begin(), s.taken.begin() + taken);
   }
+  read.indices.insert(read.indices.end(), now.indices.begin(), now.indices.end());
   for (int t = to; t < n; t++) read.indices.push_back(t);
   if (a.rule.interval > 1 && !reuse) {
-    choice.made_at = n;
-    choice.indices = read.indices;
-    choice.importance.resize(read.indices.size());
+    // Tokens of the window are remembered too: they leave it before the next choice.
+    before.made_at = n;
+    before.indices = read.indices;
+    before.importance.resize(read.indices.size());
     for (size_t i = 0; i < read.indices.size(); i++) {
-      const int t = read.indices[i];
-      choice.importance[i] = a.pieces.key == PAGES ? s.importance[t / a.selection.page_size] : s.importance[t];
+      const int t = read.indices[i], at = (int)i - from;
+      if (!paged) before.importance[i] = pages ? s.importance[t / a.selection.page_size] : s.importance[t];
+      else before.importance[i] = at >= 0 && at < (int)now.importance.size() ? now.importance[at] : s.importance_of_block(t);
     }
   }
 }

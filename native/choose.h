@@ -5,10 +5,18 @@
 namespace sparsight {
 
 struct ChooseScratch {
-  std::vector<float> scores, importance, row, projected;
+  std::vector<float> scores, importance, bounds, row, projected;
+  std::vector<int32_t> blocks;  // of 16 tokens, that were scored one after another
   std::vector<uint32_t> keys, scratch;
   std::vector<int32_t> taken;
   std::vector<int16_t> codes;
+
+  // Importance of a token where only blocks were scored.
+  float importance_of_block(int token) const {
+    for (size_t i = 0; i < blocks.size(); i++)
+      if (blocks[i] == token / PANEL) return importance[i * PANEL + token % PANEL];
+    return 0;
+  }
 };
 
 struct ChooseArguments {

@@ -3,8 +3,9 @@
 namespace {
 
 template <int H>
-void score_keys_of(const int8_t* keys, int pairs, int tokens, const int16_t* const* queries, const float* scales, float* const* out) {
-  for (int t = 0; t < tokens; t += PANEL, keys += (size_t)2 * PANEL * pairs) {
+void score_keys_of(const int8_t* all, const int32_t* blocks, int pairs, int tokens, const int16_t* const* queries, const float* scales, float* const* out) {
+  for (int t = 0; t < tokens; t += PANEL) {
+    const int8_t* keys = all + (size_t)(blocks ? blocks[t / PANEL] : t / PANEL) * 2 * PANEL * pairs;
     decltype(keys_zero()) acc[H][NV];
     UNROLL for (auto& head : acc)
       UNROLL for (auto& v : head) v = keys_zero();
@@ -19,11 +20,11 @@ void score_keys_of(const int8_t* keys, int pairs, int tokens, const int16_t* con
   }
 }
 
-void score_keys(const int8_t* keys, int pairs, int tokens, int heads, const int16_t* const* queries, const float* scales, float* const* out) {
+void score_keys(const int8_t* keys, const int32_t* blocks, int pairs, int tokens, int heads, const int16_t* const* queries, const float* scales, float* const* out) {
   int h = 0;
-  for (; h + 3 <= heads; h += 3) score_keys_of<3>(keys, pairs, tokens, queries + h, scales + h, out + h);
-  if (heads - h == 2) score_keys_of<2>(keys, pairs, tokens, queries + h, scales + h, out + h);
-  if (heads - h == 1) score_keys_of<1>(keys, pairs, tokens, queries + h, scales + h, out + h);
+  for (; h + 3 <= heads; h += 3) score_keys_of<3>(keys, blocks, pairs, tokens, queries + h, scales + h, out + h);
+  if (heads - h == 2) score_keys_of<2>(keys, blocks, pairs, tokens, queries + h, scales + h, out + h);
+  if (heads - h == 1) score_keys_of<1>(keys, blocks, pairs, tokens, queries + h, scales + h, out + h);
 }
 
 template <class T>

@@ -66,8 +66,9 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, int n, float eps);
   void (*gate)(float* gate, const float* up, int n, int activation);  // gate = activation(gate) * up; up may be null
   void (*attend)(const Attend& a);
-  // out[h][t] = scales[h] * (query h . key of token t), int8 keys in blocks of 16 tokens, two channels of a token side by side.
-  void (*score_keys)(const int8_t* keys, int pairs, int tokens, int heads, const int16_t* const* queries, const float* scales, float* const* out);
+  // out[h][t] = scales[h] * (query h . key of token t), int8 keys in blocks of 16 tokens, two channels of a token side by side; of `blocks`, if
+  // they are given, one after another.
+  void (*score_keys)(const int8_t* keys, const int32_t* blocks, int pairs, int tokens, int heads, const int16_t* const* queries, const float* scales, float* const* out);
   // out[p] = sum over channels of max(q * low, q * high).
   void (*score_pages)(const void* bounds, int format, int head_dim, int pages, const float* query, float* out);
   // out = sum over heads of softmax2(scores of the head); the scores are overwritten.

@@ -389,7 +389,11 @@ class Step {
     // Every head has been indexed by now.
     if (t == 0 && pieces(l))
       for (int b = 0; b < batch; b++)
-        if (selects[b]) a.sequences[b]->layers[l].indexed = tokens(b);
+        if (selects[b]) {
+          Store& store = a.sequences[b]->layers[l];
+          store.indexed = tokens(b);
+          if (a.rule.pages) store.paged = tokens(b), store.page_tokens = a.rule.pages;
+        }
   }
 
   void add_to_residual(Private& own, Rows& rows, const float* norm) {

@@ -66,6 +66,8 @@ struct Selection {
 
 struct Rule {
   int sinks = 4, window = 32, interval = 1;
+  int pages = 0;  // tokens a page; 0: every token is scored
+  float page_share = 0.25f;
 };
 
 struct Choice {
@@ -79,6 +81,9 @@ struct Store {
   int capacity = 0, offset = 0;             // position of the first token kept
   char* index = nullptr;                    // (kv_heads, index_capacity, 2 * pairs) int8, or (kv_heads, pages, 2, head_dim)
   int index_capacity = 0, indexed = 0;      // tokens
+  char* pages = nullptr;                    // (kv_heads, 2, page_capacity, 2 * pairs) int8: smallest and largest importance key of a page
+  int page_capacity = 0, page_tokens = 0;   // pages, a multiple of 16; tokens of each
+  int paged = 0;                            // tokens
   std::vector<Choice> choices;              // a KV head
 };
 

@@ -276,10 +276,10 @@ struct PySelection {
 struct PySequence {
   Sequence sequence;
   const Sizes sizes;
-  std::vector<nb::object> kv, index;
+  std::vector<nb::object> kv, index, pages;
   std::vector<std::tuple<int, int, int>> kinds;  // of the index of a layer
 
-  explicit PySequence(const PyModel& model) : sizes(model.model.sizes), kv(sizes.layers), index(sizes.layers), kinds(sizes.layers) {
+  explicit PySequence(const PyModel& model) : sizes(model.model.sizes), kv(sizes.layers), index(sizes.layers), pages(sizes.layers), kinds(sizes.layers) {
     sequence.layers.resize(sizes.layers);
     for (auto& store : sequence.layers) store.choices.resize(sizes.kv_heads);
   }
@@ -325,8 +325,21 @@ struct PySequence {
   // What the bytes of an index depend on.
   static std::tuple<int, int, int> kind(const Selection& s, int layer) { return {s.layers[layer].key, s.page_size, s.pairs()}; }
 
+  // (kv_heads, bytes of a head): smallest and largest importance keys of `capacity` pages.
+  void bind_pages(int i, nb::object array, int capacity, const PySelection& selection) {
+    Store& s = store(i);
+    need(selection.selection.layers[i].key == KEYS && selection.selection.layers[i].selects, "layer " + std::to_string(i) + " keeps no importance keys");
+    Bytes b = nb::cast<Bytes>(array);
+    const size_t bytes = (size_t)2 * capacity * 2 * selection.selection.pairs();
+    need(capacity >= 0 && capacity % PANEL == 0, "the capacity for pages is a multiple of " + text(PANEL));
+    need(b.ndim() == 2 && b.shape(0) == (size_t)sizes.kv_heads && b.shape(1) == bytes, "pages must be (kv_heads, " + text(bytes) + ") bytes");
+    s.pages = (char*)b.data(), s.page_capacity = capacity, s.paged = 0;
+    pages[i] = array;
+  }
+
   void forget_index() {
-    for (auto& s : sequence.layers) s.index = nullptr, s.index_capacity = s.indexed = 0;
+    for (auto& s : sequence.layers) s.index = s.pages = nullptr, s.index_capacity = s.indexed = s.page_capacity = s.paged = 0;
+    for (auto& object : pages) object.reset();
     for (auto& object : index) object.reset();
     forget_choices();
   }
@@ -338,14 +351,15 @@ struct PySequence {
 
   void set_length(int length) {
     need(length >= 0 && length < 1 << 30, "a length is not negative, and not that large");
-    for (auto& s : sequence.layers) s.indexed = std::min(s.indexed, length);
+    for (auto& s : sequence.layers) s.indexed = std::min(s.indexed, length), s.paged = std::min(s.paged, length);
     sequence.length = length;
     forget_choices();
   }
 };
 
 std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> sequences, std::vector<int> tokens, Bytes logits,
-                      std::optional<PySelection*> selection, std::vector<int> budgets, int sinks, int window, int interval, nb::object record) {
+                      std::optional<PySelection*> selection, std::vector<int> budgets, int sinks, int window, int interval, int pages, float page_share,
+                      nb::object record) {
   need(model.sealed, "the model is not complete");
   const Sizes& z = model.model.sizes;
   const size_t batch = sequences.size();
@@ -364,10 +378,11 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
   need(record.is_none() || nb::isinstance<nb::list>(record), "what is read is recorded in a list");
   StepArguments a;
   a.tokens = tokens, a.logits = (float*)logits.data();
-  a.rule.sinks = sinks, a.rule.window = window, a.rule.interval = interval;
+  a.rule.sinks = sinks, a.rule.window = window, a.rule.interval = interval, a.rule.pages = pages, a.rule.page_share = page_share;
   if (selection) {
     need(budgets.size() == batch, "a step needs one budget a row");
     need(sinks >= 0 && window >= 0 && interval >= 1, "sinks, window and interval are out of range");
+    need(pages >= 0 && pages % PANEL == 0 && pages <= window && page_share > 0 && page_share <= 1, "pages must be a multiple of 16 tokens, at most the window");
     need((*selection)->sizes.layers == z.layers && (*selection)->sizes.head_dim == z.head_dim && (*selection)->sizes.hidden == z.hidden &&
              (*selection)->sizes.kv_heads == z.kv_heads && (*selection)->sizes.query_heads == z.query_heads,
          "the selection is of another model");
@@ -505,7 +520,7 @@ nb::object test_score_keys(const std::string& name, Bytes keys, Table queries, F
     for (int c = 0; c < 2 * pairs; c++) codes[h][c] = (int16_t)queries(h, c);
     from.push_back(codes[h].data()), to.push_back(out.data() + (size_t)h * tokens);
   }
-  level(name).score_keys((const int8_t*)keys.data(), pairs, tokens, heads, from.data(), scales.data(), to.data());
+  level(name).score_keys((const int8_t*)keys.data(), nullptr, pairs, tokens, heads, from.data(), scales.data(), to.data());
   return numpy(out, heads, tokens);
 }
 
@@ -628,11 +643,12 @@ NB_MODULE(_native, m) {
       .def(nb::init<const PyModel&>())
       .def("bind", &PySequence::bind, "layer"_a, "keys"_a, "values"_a, "offset"_a = 0)
       .def("bind_index", &PySequence::bind_index)
+      .def("bind_pages", &PySequence::bind_pages)
       .def("forget_index", &PySequence::forget_index)
       .def("forget_choices", &PySequence::forget_choices)
       .def_prop_rw("length", [](const PySequence& s) { return s.sequence.length; }, &PySequence::set_length);
   m.def("step", &step, "model"_a, "pool"_a, "sequences"_a, "tokens"_a, "logits"_a.noconvert(), "selection"_a.none(), "budgets"_a, "sinks"_a, "window"_a,
-        "interval"_a, "record"_a.none());
+        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none());
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");
   m.def("advise", &advise, "array"_a.noconvert());
   m.def("test_matvec", &test_matvec);

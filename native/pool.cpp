@@ -34,16 +34,26 @@ Pool::~Pool() { stop(); }
 
 void Pool::start() {
   owner_ = getpid();
-  ending_ = false;
-  for (int t = 1; t < size_; t++) threads_.emplace_back([this, t] { loop(t); });
+  generation_ = 0, ending_ = false;
+  try {
+    for (int t = 1; t < size_; t++) threads_.emplace_back([this, t] { loop(t); });
+  } catch (...) {  // the system has no more of them
+    stop();
+    owner_ = 0;
+    throw;
+  }
+}
+
+// Threads do not follow a fork, but what they slept on still counts them, and would wait for them. All of that is left behind, and made anew.
+void Pool::forget_parent() {
+  new std::vector<std::thread>(std::move(threads_));
+  threads_.clear();
+  new (&busy_) std::mutex, new (&mutex_) std::mutex, new (&wake_) std::condition_variable;
+  passed_ = 0, waiting_ = 0, running_ = 0;
 }
 
 void Pool::stop() {
-  if (owner_ != getpid()) {  // threads do not follow a fork: their handles are let go of without waiting
-    for (auto& thread : threads_) thread.detach();
-    threads_.clear();
-    return;
-  }
+  if (owner_ != getpid()) return forget_parent();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ending_ = true;
@@ -71,14 +81,9 @@ void Pool::loop(int thread) {
 }
 
 void Pool::run(const std::function<void(int)>& work) {
+  if (owner_ != getpid()) forget_parent(), start();
   std::lock_guard<std::mutex> one_at_a_time(busy_);
   if (size_ == 1) return work(0);
-  if (owner_ != getpid()) {
-    for (auto& thread : threads_) thread.detach();
-    threads_.clear();
-    generation_ = 0;
-    start();
-  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     work_ = &work;

@@ -27,6 +27,7 @@ class Pool {
  private:
   void start();
   void stop();
+  void forget_parent();
   void loop(int thread);
 
   const int size_;

@@ -4,8 +4,42 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
-#undef _mm512_madd_epi16  // SIMDe 0.7.4 gives this name four parameters
+#include <stdint.h>
+// What SIMDe 0.7.4 lacks, or declares with other parameters, as Intel describes it.
+#undef _mm512_madd_epi16
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#define _mm512_cvtps_epi32(a) emulated_cvtps_epi32(a)
+#define _mm512_cvtepi32_ps(a) emulated_cvtepi32_ps(a)
+#define _mm512_cvtepi32_epi8(a) emulated_cvtepi32_epi8(a)
+#define _mm512_cmpgt_epu32_mask(a, b) emulated_cmpgt_epu32_mask(a, b)
+namespace {
+struct Lanes16 {
+  int32_t of[16];
+  Lanes16(__m512i a) { _mm512_storeu_si512((void*)of, a); }
+};
+inline __m512i emulated_cvtps_epi32(__m512 a) {
+  float f[16];
+  int32_t n[16];
+  _mm512_storeu_ps(f, a);
+  for (int i = 0; i < 16; i += 8) _mm256_storeu_si256((__m256i*)(n + i), _mm256_cvtps_epi32(_mm256_loadu_ps(f + i)));
+  return _mm512_loadu_si512((const void*)n);
+}
+inline __m512 emulated_cvtepi32_ps(__m512i a) {
+  float f[16];
+  for (int i = 0; i < 16; i++) f[i] = (float)Lanes16(a).of[i];
+  return _mm512_loadu_ps(f);
+}
+inline __m128i emulated_cvtepi32_epi8(__m512i a) {
+  int8_t b[16];
+  for (int i = 0; i < 16; i++) b[i] = (int8_t)Lanes16(a).of[i];
+  return _mm_loadu_si128((const __m128i*)b);
+}
+inline uint16_t emulated_cmpgt_epu32_mask(__m512i a, __m512i b) {
+  unsigned mask = 0;
+  for (int i = 0; i < 16; i++) mask |= (unsigned)((uint32_t)Lanes16(a).of[i] > (uint32_t)Lanes16(b).of[i]) << i;
+  return (uint16_t)mask;
+}
+}  // namespace
 #else
 #include <immintrin.h>
 #endif

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.select:
         raise ConfigError("--select names no method; give one or more, such as --select oracle foresight random")
     rule = replace(PAPER_RULE if args.simulate_prefill else Rule(), neighbours=args.neighbours)
-    rule = replace(rule, interval=args.interval)
+    rule = replace(rule, interval=args.interval, pages=args.pages, page_share=args.page_share)
     protocol = Protocol(
         args.length, args.chunks, rule=rule, simulate_prefill=args.simulate_prefill, thresholds=args.thresholds
     )

@@ -76,12 +76,18 @@ def add_budget_option(parser: argparse.ArgumentParser, many: bool = False) -> No
 
 
 def add_rule_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--interval`, `--neighbours` and `--index-dtype`."""
+    """Add `--interval`, `--neighbours`, `--pages`, `--page-share` and `--index-dtype`."""
     parser.add_argument(
         "--interval", type=int, default=1, metavar="N", help="choose at every N-th step, keep the choice between (default: 1)"
     )
     parser.add_argument(
         "--neighbours", type=int, default=0, metavar="N", help="each chosen token brings the N behind it, within the budget (default: 0)"
+    )
+    parser.add_argument(
+        "--pages", type=int, default=0, metavar="N", help="choose pages of N tokens first, then among their tokens (default: 0, no pages)"
+    )
+    parser.add_argument(
+        "--page-share", type=float, default=0.25, metavar="S", help="share of the pages that stay, with --pages (default: 0.25)"
     )
     parser.add_argument(
         "--index-dtype", choices=("int8", "int4", "bf16"), help="what a predictor keeps its importance keys in (default: its own, int8)"
@@ -171,11 +177,11 @@ def make_plan(loaded: LoadedModel, select: str | None, budget: Budget | None, ar
     from ..runtime import Budget, Plan, Rule
     from ..tokens.pretrained import resolve
 
-    given = {key: getattr(args, key, None) for key in ("interval", "neighbours")} if args is not None else {}
+    given = {key: getattr(args, key, None) for key in ("interval", "neighbours", "pages", "page_share")} if args is not None else {}
     rule = Rule(**{key: value for key, value in given.items() if value is not None})
     index_dtype = getattr(args, "index_dtype", None)
     if select is None:
-        asked = {"budget": budget, "interval": rule.interval > 1, "neighbours": rule.neighbours, "index-dtype": index_dtype}
+        asked = {"budget": budget, "interval": rule.interval > 1, "neighbours": rule.neighbours, "pages": rule.pages, "index-dtype": index_dtype}
         for option in (option for option, value in asked.items() if value):
             raise ConfigError(f"--{option} needs a method that chooses the tokens; add --select foresight, or leave it out")
         return None

@@ -210,7 +210,7 @@ def _measure_threads(
         row["bandwidth_share"] = row["bytes_per_token"] / (row["ms_per_token"] / 1e3) / best
     order = {weights: i for i, weights in enumerate(grid.weights)}
     rows.sort(key=lambda row: (row["context"], order.get(row["weights"], len(order))))
-    return rows, best, [{"runtime": rival.runtime, "weights": rival.weights, **rival.details} for rival, _ in rivals]
+    return rows, best, [{"runtime": rival.runtime, "weights": rival.weights, "details": rival.details} for rival, _ in rivals]
 
 
 def _open_rivals(loaded: LoadedModel, grid: SpeedGrid, threads: int) -> Iterator[tuple[Rival, dict[str, Any]]]:

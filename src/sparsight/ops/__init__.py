@@ -6,6 +6,7 @@ Each is the PyTorch reference of its operation: the definition of correct that a
 from .attention import dense_attention, gathered_attention, masked_attention
 from .buffer import GrowingTensor
 from .importance import REDUCTIONS, attention_weights, group_importance, grouped_scores, share_heads
+from .pages import page_bound, page_candidates
 from .quantize import INDEX_DTYPES, channel_scales, index_bytes, pack_channels, unpack_channels
 from .select import UNUSED, keep_mask, select_tokens, selectable_tokens, spread_to_neighbours, visible_tokens
 
@@ -24,6 +25,8 @@ __all__ = [
     "keep_mask",
     "masked_attention",
     "pack_channels",
+    "page_bound",
+    "page_candidates",
     "select_tokens",
     "selectable_tokens",
     "share_heads",

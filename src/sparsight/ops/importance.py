@@ -55,7 +55,7 @@ def group_importance(scores: Tensor, visible: Tensor, choosers: int, reduction: 
     ----------
     scores : (batch, heads, rows, tokens)
         Logits, in the scale of attention logits; `heads` is a multiple of `choosers`, or a divisor of it (heads that share a score).
-    visible : (batch, 1, rows, tokens) bool
+    visible : (batch, 1 or choosers, rows, tokens) bool
         Tokens a row may attend to.
     choosers : int
         Heads that choose: the KV heads, or the query heads where each has a choice of its own.
@@ -72,9 +72,10 @@ def group_importance(scores: Tensor, visible: Tensor, choosers: int, reduction: 
     group = heads // choosers
     hidden = ~visible
     if group <= 1:
-        return share_heads(scores.float().masked_fill(hidden, float("-inf")), choosers)
+        return share_heads(scores.float(), choosers).masked_fill(hidden, float("-inf"))
     # A finite stand-in for -inf keeps gradients finite where every head of the group is hidden.
-    scores = scores.float().masked_fill(hidden, _HIDDEN)
+    of_heads = hidden.repeat_interleave(group, dim=1) if hidden.shape[1] > 1 else hidden
+    scores = scores.float().masked_fill(of_heads, _HIDDEN)
     if reduction == "softmax-sum":
         scores = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
     scores = scores.view(batch, choosers, group, rows, tokens)

@@ -33,14 +33,14 @@ def speed_table(result: Mapping[str, Any]) -> Table:
         title=f"{result['model']['name']}, {result.get('cpu') or 'unknown processor'}, {result['isa']}",
         title_justify="left",
         title_style="bold",
-        caption=_caption(result, rivals),
+        caption=_caption(result),
         caption_justify="left",
         caption_style="dim",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
     )
-    table.add_column("context, threads\nruntime")
+    table.add_column("runtime")
     table.add_column("weights")
     table.add_column("method", overflow="fold")
     headings = ["budget", "ms a\ntoken", "10–90 %", "tokens\n/ s", "read a\ntoken", "of the\nbandwidth", "vs\ndense"]
@@ -52,7 +52,8 @@ def speed_table(result: Mapping[str, Any]) -> Table:
     for i, ((context, threads), block) in enumerate(blocks.items()):
         if i:
             table.add_row()
-        table.add_row(Text(f"{context:,}, {threads}", style="bold"))
+        place = (f"{context:,} tokens", f"{threads} thread{'' if threads == 1 else 's'}")
+        table.add_row(*(Text(part, style="bold") for part in place))
         for row in block:
             table.add_row(*_figures(row, block, rivals))
     return table
@@ -88,19 +89,22 @@ def _times(ratio: float | None) -> str:
     return MISSING if ratio is None else f"{ratio:.2f} ×"
 
 
-def _caption(result: Mapping[str, Any], rivals: bool) -> str:
-    """What the figures are of; details of llama.cpp are those of its rows' weights."""
-    interval = result["rule"]["interval"]
+def _caption(result: Mapping[str, Any]) -> str:
+    interval, counted = result["rule"]["interval"], result["counted_steps"]
     reads = ", ".join(f"{value / 1e9:.1f} GB/s with {threads}" for threads, value in result["bandwidth"].items())
     lines = [
-        f"ms a token: median of {result['counted_steps']} steps, candidates taking turns; 10–90 %: percentiles",
+        f"ms a token: median of {counted} steps, in turns with the others; 10–90 %: percentiles of these",
         "read a token: weights, keys and values, importance keys and predictor, as they are stored",
-        f"of the bandwidth: that memory was read at by as many threads, {reads}",
-        "vs: how many times as fast as dense, at the same weights, context and threads",
+        f"of the bandwidth: at which as many threads read memory, {reads}",
+        "vs: how many times as fast as dense, or as llama.cpp, with the same weights, context and threads",
     ]
     if interval > 1:
-        lines.append(f"methods choose at every {interval}th step; their figures are of runs of {interval} steps")
+        lines.append(f"interval {interval}: a method's figures are of runs of so many steps, which begin with a choice")
     if result["cache"] == "random":
-        lines.append("the cache holds random numbers, not a prefill")
-    stored = {r["weights"]: r["details"] if isinstance(r.get("details"), str) else r.get("stored_as") for r in ()}
-    return "\n".join(lines) + str(stored or "")
+        lines.append("keys and values are random numbers, not those of a text")
+    named = {f"{rival['runtime']} {rival['weights']}: {rival['details']['weights']}" for rival in _llama_cpp(result)}
+    return "\n".join(lines + sorted(named))
+
+
+def _llama_cpp(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [rival for rival in result["rivals"] if rival["runtime"] == LLAMA_CPP]

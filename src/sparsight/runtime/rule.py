@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Rule:
     interval : int
         A choice is made at every `interval`-th step, counted from the first that selects and anew after a forward of several tokens or a
         crop, and used until the next; the window still moves.
+    pages : int
+        Tokens a page, 0 for none: methods with importance keys first choose pages, by a bound of the scores in each, and score the tokens of
+        those only. At most the window.
+    page_share : float
+        Pages that are kept, of those that hold a token to choose, in (0, 1]; more than the budget's share.
     per_query_head : bool
         Each query head chooses for itself instead of each KV head. For scoring only: keys and values are read a KV head.
     thresholds : Thresholds, optional
@@ -55,6 +60,8 @@ class Rule:
     window: int = 32
     neighbours: int = 0
     interval: int = 1
+    pages: int = 0
+    page_share: float = 0.25
     per_query_head: bool = False
     thresholds: Thresholds | None = None
 
@@ -70,6 +77,13 @@ class Rule:
                 f"got {self.interval}"
             )
 
+        if not 0 <= self.pages <= self.window:
+            raise ConfigError(
+                f"pages must be from 0 (none) to the window of {self.window} tokens (a page that is chosen from must be complete), "
+                f"got {self.pages}"
+            )
+        if not 0 < self.page_share <= 1:
+            raise ConfigError(f"page-share must be in (0, 1], got {self.page_share}")
         if self.interval > 1 and self.thresholds is not None:
             raise ConfigError(NO_INTERVAL)
 
@@ -119,6 +133,11 @@ def score(selector: Selector, rows: Rows, rule: Rule) -> Tensor:
     ModelError
         If the importance is NaN.
     """
+    if rule.pages:
+        selectable = rule.selectable(rows)
+        candidates = selector.page_candidates(rows, selectable, rule.pages, rule.page_share)
+        if candidates is not None:
+            rows = replace(rows, hidden=selectable & ~candidates)
     importance = selector.importance(rows)
     if torch.isnan(importance).any():
         raise ModelError(

@@ -63,6 +63,7 @@ class Rows:
     model_query : (layer, residual) -> (batch, query_heads, rows, head_dim), that layer's own query before rotary embedding
     rotate : (batch, heads, rows, head_dim) -> the same with rotary embedding at the rows' positions
     previous_attention : () -> (batch, query_heads, rows, tokens) or None, true attention of the layer before
+    hidden : (batch, choosers, rows, tokens) bool or None, tokens that were ruled out before importance is asked for
     """
 
     layer: int
@@ -78,11 +79,13 @@ class Rows:
     model_query: Callable[[int, Tensor], Tensor]
     rotate: Callable[[Tensor], Tensor]
     previous_attention: Callable[[], Tensor | None] = lambda: None
+    hidden: Tensor | None = None
 
     @property
     def visible(self) -> Tensor:
-        """`(batch, 1, rows, tokens)` bool."""
-        return visible_tokens(self.positions, self.first, self.keys.shape[2])
+        """`(batch, 1, rows, tokens)` bool; a chooser each where some are hidden."""
+        visible = visible_tokens(self.positions, self.first, self.keys.shape[2])
+        return visible if self.hidden is None else visible & ~self.hidden
 
     @property
     def own_keys(self) -> Tensor:
@@ -166,6 +169,10 @@ class Selector(nn.Module):
 
     def pieces(self) -> Pieces | None:
         """What the method is made of, for runtimes that compute it themselves; None for a method that is not made of these pieces."""
+        return None
+
+    def page_candidates(self, rows: Rows, selectable: Tensor, size: int, share: float) -> Tensor | None:
+        """Tokens of the pages that are worth scoring, `(batch, choosers, rows, tokens)` bool; None for a method that scores by no keys."""
         return None
 
     def index_bytes(self, layer: int, tokens: int) -> float:

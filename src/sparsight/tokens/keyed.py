@@ -17,6 +17,7 @@ from ..ops import (
     grouped_scores,
     index_bytes,
     pack_channels,
+    page_candidates,
     unpack_channels,
 )
 from .base import Geometry, Index, Rows, Selector, positive
@@ -108,6 +109,13 @@ class KeyedSelector(Selector):
         keys = unpack_channels(rows.index.packed(rows.layer), scales, self.config.index_dtype)
         scores = grouped_scores(self.importance_queries(rows), keys)
         return group_importance(scores, rows.visible, rows.choosers, self.config.reduction)
+
+    def page_candidates(self, rows: Rows, selectable: Tensor, size: int, share: float) -> Tensor:
+        scales = self.key_scales[self.slot[rows.layer]]
+        keys = unpack_channels(rows.index.packed(rows.layer), scales, self.config.index_dtype)
+        return page_candidates(
+            self.importance_queries(rows), keys, rows.first, selectable, rows.choosers, self.config.reduction, size, share
+        )
 
     def training_scores(self, rows: Rows, everything: Rows) -> Tensor:
         """Logits `(batch, heads, rows, tokens)` with unquantised keys, differentiable.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import GrowingTensor, group_importance
+from ..ops import GrowingTensor, group_importance, page_bound
 from .base import Geometry, Index, Rows, Selector, positive, register
 from .pieces import LayerPieces, Pieces
 
@@ -100,11 +100,8 @@ def upper_bound(queries: Tensor, bounds: Tensor) -> Tensor:
     -------
     (batch, query_heads, rows, pages)
     """
-    batch, heads, rows, width = queries.shape
-    kv_heads = bounds.shape[1]
-    folded = queries.float().reshape(batch, kv_heads, -1, width)
-    low, high = bounds.float().transpose(-1, -2).chunk(2, dim=2)
-    return (folded.clamp_min(0) @ high + folded.clamp_max(0) @ low).view(batch, heads, rows, -1)
+    low, high = bounds.float().chunk(2, dim=-1)
+    return torch.stack([page_bound(q.float(), lo, hi) for q, lo, hi in zip(queries, low, high, strict=True)])
 
 
 @register("quest")

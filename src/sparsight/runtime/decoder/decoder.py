@@ -280,7 +280,7 @@ class Decoder:
             selection, budgets = self.selection(plan), plan.tokens(lengths)
             for sequence, budget, length in zip(sequences, budgets, lengths, strict=True):
                 if budget < length:
-                    sequence.select_by(selection)
+                    sequence.select_by(selection, plan.rule.pages)
         reads: list | None = [] if record else None
         logits = np.empty((len(sequences), self.weights.head.weight.shape[0]), dtype=np.float32)
         best = self._call(sequences, tokens, logits, selection, budgets, plan.rule if plan is not None else _DENSE, reads)
@@ -300,6 +300,8 @@ class Decoder:
             rule.sinks,
             rule.window,
             rule.interval,
+            rule.pages,
+            rule.page_share,
             reads,
         )
 
@@ -332,6 +334,8 @@ class Decoder:
             selecting = selection.layers
             units = -(-length // selection.unit)
             index = len(selection.indexed_layers) * anatomy.kv_heads * units * selection.bytes_a_unit
+            if plan.rule.pages and selection.rank:
+                index *= 2 / plan.rule.pages + plan.rule.page_share
             total += selection.weight_bytes + index / plan.rule.interval
         for i, layer in enumerate(self.weights.layers):
             read = min(length, layer.window) if layer.window else length

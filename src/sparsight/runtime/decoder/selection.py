@@ -28,6 +28,8 @@ def why_not_native(plan: Plan) -> str | None:
         return f"it keeps importance keys in int8, not in {dtype}"
     if rule.neighbours:
         return "it has no neighbour fetch"
+    if rule.pages % PANEL:
+        return f"its pages are multiples of {PANEL} tokens, not {rule.pages}"
     if rule.thresholds is not None:
         return "it has no thresholds"
     if selector.pieces() is None:

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from ...errors import ModelError
 from ...ops.native import need_library
+from ...ops.packing import PANEL
 
 if TYPE_CHECKING:
     from .decoder import Decoder
@@ -28,6 +29,8 @@ class Store:
         self.keys = self.values = torch.empty(kv_heads, 0, head_dim, dtype=dtype)
         self.index: Tensor | None = None
         self.index_capacity = 0
+        self.pages: Tensor | None = None
+        self.page_capacity = 0
 
     def make_room(self, length: int, tokens: int) -> bool:
         """Let positions up to `tokens` have a place, `length` being held; whether the memory has moved.
@@ -65,6 +68,15 @@ class Store:
             used = min(-(-length // unit) * bytes_a_unit, self.index.shape[1])
             moved[:, :used] = self.index[:, :used]
         self.index, self.index_capacity = moved, units * unit
+        return True
+
+    def make_page_room(self, size: int, bytes_a_key: int) -> bool:
+        """Let the pages of all tokens that can have importance keys have a place; whether the memory is new, and empty."""
+        pages = -(-(-(-self.index_capacity // size)) // PANEL) * PANEL
+        if self.pages is not None and pages <= self.page_capacity:
+            return False
+        self.pages = torch.zeros(self.keys.shape[0], 2 * pages * bytes_a_key, dtype=torch.uint8)
+        self.page_capacity = pages
         return True
 
 
@@ -115,17 +127,20 @@ class DecoderSequence:
         store = self.stores[layer]
         self.native.bind(layer, store.keys.view(torch.uint8), store.values.view(torch.uint8), store.offset)
 
-    def select_by(self, selection: NativeSelection) -> None:
-        """Have importance keys of this selection, with room for one more token; those of another are dropped."""
+    def select_by(self, selection: NativeSelection, pages: int = 0) -> None:
+        """Have importance keys of this selection, with room for one more token, and their pages; those of another are dropped."""
         if self._selection is not selection:
             self.native.forget_index()
             for store in self.stores:
                 store.index, store.index_capacity = None, 0
+                store.pages, store.page_capacity = None, 0
             self._selection = selection
         for layer in selection.indexed_layers:
             store = self.stores[layer]
             if store.make_index_room(self.length, self.length + 1, selection.unit, selection.bytes_a_unit):
                 self.native.bind_index(layer, store.index, store.index_capacity, selection.native)
+            if pages and selection.rank and store.make_page_room(pages, selection.bytes_a_unit // PANEL):
+                self.native.bind_pages(layer, store.pages, store.page_capacity, selection.native)
 
     @property
     def removable(self) -> int:
