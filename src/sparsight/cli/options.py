@@ -181,7 +181,8 @@ def make_plan(loaded: LoadedModel, select: str | None, budget: Budget | None, ar
     rule = Rule(**{key: value for key, value in given.items() if value is not None})
     index_dtype = getattr(args, "index_dtype", None)
     if select is None:
-        asked = {"budget": budget, "interval": rule.interval > 1, "neighbours": rule.neighbours, "pages": rule.pages, "index-dtype": index_dtype}
+        asked = {"budget": budget, "interval": rule.interval > 1, "neighbours": rule.neighbours, "pages": rule.pages}
+        asked["index-dtype"] = index_dtype
         for option in (option for option, value in asked.items() if value):
             raise ConfigError(f"--{option} needs a method that chooses the tokens; add --select foresight, or leave it out")
         return None

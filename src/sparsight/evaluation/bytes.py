@@ -6,6 +6,7 @@ Weights, keys and values count two bytes an element (bfloat16), importance keys 
 from __future__ import annotations
 
 from ..models import Anatomy
+from ..runtime import Rule
 from ..tokens import Selector
 
 ELEMENT = 2
@@ -18,7 +19,7 @@ def kv_bytes(anatomy: Anatomy, layer: int, tokens: float, length: int) -> float:
 
 
 def bytes_per_token(
-    anatomy: Anatomy, selector: Selector, budget: float, length: int, interval: int = 1
+    anatomy: Anatomy, selector: Selector, budget: float, length: int, rule: Rule | None = None
 ) -> dict[str, float]:
     """Bytes read in one decode step with `length` tokens in the cache.
 
@@ -29,8 +30,9 @@ def bytes_per_token(
     budget : float
         Tokens a KV head reads in selecting layers; at or above `length` nothing is selected and nothing of the predictor is read.
     length : int
-    interval : int
-        Importance keys are read at every n-th step only; the predictor's weights are counted at each, as some make the keys.
+    rule : Rule, optional
+        With an interval, importance keys are read at every n-th step only; the predictor's weights are counted at each, as some make the
+        keys. With pages, two keys a page and those of the pages that stay are read.
 
     Returns
     -------
@@ -42,12 +44,20 @@ def bytes_per_token(
     parts = {
         "weights": float(ELEMENT * anatomy.weight_elements()["total"]),
         "kv": float(kv),
-        "index": float(sum(selector.index_bytes(i, length) for i in selecting)) / interval,
+        "index": float(sum(selector.index_bytes(i, length) for i in selecting)) * _index_share(selector, rule),
         "predictor": float(ELEMENT * (selector.parameter_count() + selector.extra_weight_elements()))
         if selecting
         else 0.0,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _index_share(selector: Selector, rule: Rule | None) -> float:
+    """Share of the importance keys that a step reads, on average."""
+    if rule is None:
+        return 1.0
+    paged = rule.pages and selector.has_pages
+    return (2 / rule.pages + rule.page_share if paged else 1.0) / rule.interval
 
 
 def state_fraction(anatomy: Anatomy, selector: Selector, length: int) -> float:

@@ -224,8 +224,8 @@ def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dic
     share = sum(chunk["share"].get(key, 1.0) for chunk in measured) / len(measured)
     mean_context = protocol.length - (rows - 1) / 2
     tokens = round(share * mean_context, 2) if share < 1 else protocol.context
-    steps = 1 if selector.name in PLAIN else protocol.rule.interval
-    parts = bytes_per_token(anatomy, selector, tokens, protocol.context, steps)
+    rule = None if selector.name in PLAIN else protocol.rule
+    parts = bytes_per_token(anatomy, selector, tokens, protocol.context, rule)
     return {
         "method": name,
         "budget": label,

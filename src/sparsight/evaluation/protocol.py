@@ -82,7 +82,7 @@ class Protocol:
     def stated(self) -> dict[str, Any]:
         """What a result's configuration says of it; what is at its default is left out."""
         told = {"sinks": self.rule.sinks, "window": self.rule.window}
-        for key in ("neighbours", "interval", "per_query_head"):
+        for key in ("neighbours", "interval", "pages", "page_share", "per_query_head"):
             if (value := getattr(self.rule, key)) != getattr(Rule(), key):
                 told[key] = value
         return {**told, **{key: True for key in ("simulate_prefill", "thresholds") if getattr(self, key)}}
@@ -100,7 +100,7 @@ class Rules:
     """The rule of each method and budget: the protocol's, or its plain form for those of `PLAIN`."""
 
     def __init__(self, loaded, selectors, budgets, protocol, progress) -> None:
-        self._plain = replace(protocol.rule, neighbours=0, interval=1)
+        self._plain = replace(protocol.rule, neighbours=0, interval=1, pages=0)
         self._rule = protocol.rule
         self._plainly = {*PLAIN, *(name for name, selector in selectors.items() if selector.name in PLAIN)}
         self._cut: dict[tuple[str, str], Rule] = {}

@@ -99,7 +99,8 @@ class Plan:
                 self.rule.check_room(budget.value)
             elif self.rule.pages and budget.value > self.rule.page_share:
                 raise ConfigError(
-                    f"page-share {self.rule.page_share} keeps fewer tokens than the budget {budget} reads; raise --page-share or lower the budget"
+                    f"page-share {self.rule.page_share} keeps fewer tokens than the budget {budget} reads; "
+                    "raise --page-share or lower the budget"
                 )
 
     @property

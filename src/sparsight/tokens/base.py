@@ -132,6 +132,8 @@ class Selector(nn.Module):
     selects: ClassVar[bool] = True
     scores_logits: ClassVar[bool] = False
     """Whether importance is in the scale of attention logits, so that it can be compared with a threshold."""
+    has_pages: ClassVar[bool] = False
+    """Whether `page_candidates` gives something."""
     deployable: ClassVar[bool] = True
     """False for oracles, which look at what they are meant to save."""
 

@@ -76,6 +76,7 @@ class KeyedSelector(Selector):
 
     learned = True
     scores_logits = True
+    has_pages = True
 
     def __init__(self, config: Any, geometry: Geometry, key_heads: int) -> None:
         super().__init__(config, geometry)

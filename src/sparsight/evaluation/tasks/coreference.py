@@ -213,7 +213,7 @@ def _read(loaded: LoadedModel, plan: Plan, tokens: Sequence[Encoded]) -> dict[st
     lengths = [t.prefill.shape[1] + t.steps.shape[1] for t in tokens]
     budgets = [plan.tokens([length])[0] for length in lengths]
     parts = [
-        bytes_per_token(loaded.anatomy, plan.selector, budget, length, plan.rule.interval)
+        bytes_per_token(loaded.anatomy, plan.selector, budget, length, plan.rule)
         for budget, length in zip(budgets, lengths, strict=True)
     ]
     return {"budget_tokens": fmean(budgets), "bytes_per_token": fmean(part["total"] for part in parts)}

@@ -72,7 +72,7 @@ class Store:
 
     def make_page_room(self, size: int, bytes_a_key: int) -> bool:
         """Let the pages of all tokens that can have importance keys have a place; whether the memory is new, and empty."""
-        pages = -(-(-(-self.index_capacity // size)) // PANEL) * PANEL
+        pages = -(-self.index_capacity // (size * PANEL)) * PANEL
         if self.pages is not None and pages <= self.page_capacity:
             return False
         self.pages = torch.zeros(self.keys.shape[0], 2 * pages * bytes_a_key, dtype=torch.uint8)
