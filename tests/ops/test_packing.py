@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsight.models.quantised import BLOCK_BYTES, Blocks, dequantise
-from sparsight.ops.packing import FORMATS, GROUP, PANEL, interleave, pack, pack_blocks, panel_bytes, unpack
+from sparsight.ops.packing import FORMATS, GROUP, PANEL, Packed, pack, pack_blocks, panel_bytes, unpack
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 140))
 seeds = st.integers(0, 999)
@@ -107,13 +107,14 @@ def test_blocks_keep_every_bit(kind, rows, blocks, seed):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_interleaved_panels_alternate(format):
-    first, second = (pack(random_matrix((37, 50), seed), format) for seed in (1, 2))
-    both = interleave(first, second)
-    assert (both.format, both.rows, both.cols) == (format, 96, 64)
-    rows = unpack(both).unflatten(0, (3, 2, PANEL))
-    assert torch.equal(rows[:, 0].flatten(0, 1)[:37], unpack(first))
-    assert torch.equal(rows[:, 1].flatten(0, 1)[:37], unpack(second))
+def test_panels_of_two_matrices_can_stand_in_turn(format):
+    weights = [random_matrix((37, 50), seed) for seed in (1, 2)]
+    both = torch.zeros(3, 2, panel_bytes(format, 64), dtype=torch.uint8)
+    for i, weight in enumerate(weights):
+        assert pack(weight, format, out=both[:, i]).data.data_ptr() == both[:, i].data_ptr()
+    rows = unpack(Packed(format, 96, 64, both.view(6, -1))).unflatten(0, (3, 2, PANEL))
+    for i, weight in enumerate(weights):
+        assert torch.equal(rows[:, i].flatten(0, 1)[:37], unpack(pack(weight, format)))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_speed(kinds: argparse._SubParsersAction) -> None:
-    from .options import DEFAULT_MODEL, add_budget_option, add_select_option, threads
+    from .options import DEFAULT_MODEL, add_budget_option, add_rule_options, add_select_option, threads
 
     parser = kinds.add_parser(
         "speed",
@@ -49,9 +49,7 @@ def _add_speed(kinds: argparse._SubParsersAction) -> None:
     )
     add_select_option(parser, many=True)
     add_budget_option(parser, many=True)
-    parser.add_argument(
-        "--interval", type=int, default=1, metavar="N", help="choose at every N-th step, keep the choice between (default: 1)"
-    )
+    add_rule_options(parser)
     parser.add_argument(
         "--against", **many, choices=("llama.cpp", "transformers"), help="other engines to time on the same model"
     )
@@ -65,7 +63,7 @@ def run_speed(args: argparse.Namespace) -> int:
     from ..evaluation.speed import check_result_file, measure_speed, write_result
     from ..evaluation.speed_grid import SpeedGrid
     from ..report.speed_table import speed_table
-    from ..runtime import Budget
+    from ..runtime import Budget, Rule
     from .console import output
     from .options import DEFAULT_BUDGET
     from .progress import bar
@@ -76,7 +74,8 @@ def run_speed(args: argparse.Namespace) -> int:
         weights=tuple(args.weights or ()),
         select=tuple(args.select or ()),
         budgets=tuple(args.budget or (Budget.parse(DEFAULT_BUDGET),)),
-        interval=args.interval,
+        rule=Rule(interval=args.interval, neighbours=args.neighbours, pages=args.pages, page_share=args.page_share),
+        index_dtype=args.index_dtype,
         against=tuple(args.against or ()),
         repeats=args.repeats,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from ..errors import ConfigError, StorageError, TextError
 from ..models import LoadedModel
 from ..models.random_shapes import is_random_shape
 from ..ops.native import level, need_library, pool
-from ..runtime import Plan, Rule
+from ..runtime import Plan
 from ..runtime.decoder import Decoder
 from ..training.shipped_text import shipped_documents
 from ..training.text import Document, hash_documents, token_stream
@@ -36,6 +37,7 @@ _BANDWIDTH_TRIES = 3
 _TOKENS_A_SIGN = 64
 # A sign of progress stands for a turn of steps, or for so many tokens prefilled.
 _IDENTITY = ("runtime", "weights", "select", "budget")
+_RULE = ("sinks", "window", "interval", "pages", "page_share")
 
 Progress = Callable[[int, int, str], None]
 
@@ -71,10 +73,11 @@ def measure_speed(loaded: LoadedModel, grid: SpeedGrid | None = None, progress: 
     rows: list[dict[str, Any]] = []
     rivals: list[dict[str, Any]] = []
     bandwidth: dict[str, float] = {}
-    for threads in grid.threads:
-        measured, bandwidth[str(threads)], details = _measure_threads(loaded, grid, plans, threads, ids, counter)
-        rows += measured
-        rivals += details
+    with _packed_folder(loaded) as folder:
+        for threads in grid.threads:
+            measured, bandwidth[str(threads)], details = _measure_threads(loaded, grid, plans, threads, ids, counter, folder)
+            rows += measured
+            rivals += details
     return {
         "format": FORMAT,
         "benchmark": BENCHMARK,
@@ -85,7 +88,7 @@ def measure_speed(loaded: LoadedModel, grid: SpeedGrid | None = None, progress: 
         },
         "text": text,
         "cache": "random" if loaded.tokenizer is None else "prefill",
-        "rule": {name: getattr(Rule(interval=grid.interval), name) for name in ("sinks", "window", "interval")},
+        "rule": {name: getattr(grid.rule, name) for name in _RULE},
         "repeats": grid.repeats,
         "counted_steps": grid.repeats * TURNS * STEPS,
         "isa": level(),
@@ -176,7 +179,13 @@ def _tokens(loaded: LoadedModel, count: int) -> tuple[list[int], dict[str, Any]]
 
 
 def _measure_threads(
-    loaded: LoadedModel, grid: SpeedGrid, plans: list[tuple[str, Plan | None]], threads: int, ids: list[int], counter: _Counter
+    loaded: LoadedModel,
+    grid: SpeedGrid,
+    plans: list[tuple[str, Plan | None]],
+    threads: int,
+    ids: list[int],
+    counter: _Counter,
+    folder: str | None,
 ) -> tuple[list[dict[str, Any]], float, list[dict[str, Any]]]:
     """Rows at one number of threads, bytes a second that so many read, and details of the rivals."""
     with ExitStack() as stack:
@@ -185,10 +194,8 @@ def _measure_threads(
         for rival, variant in _open_rivals(loaded, grid, threads):
             stack.callback(rival.close)
             rivals.append((rival, variant))
-        # The packed weights of a random model are not worth gigabytes of the user's disk; in this place nothing can be kept.
-        folder = os.devnull if is_random_shape(loaded.name) else None
         decoders = [Decoder(loaded, weights, threads, folder) for weights in grid.weights]
-        caches = [FilledCache(decoder, ids, grid.interval, loaded.tokenizer is None) for decoder in decoders]
+        caches = [FilledCache(decoder, ids, grid.rule.interval, loaded.tokenizer is None) for decoder in decoders]
         candidates: list[Candidate] = [NativeSteps(cache, spec, plan) for cache in caches for spec, plan in plans]
         candidates += [RivalSteps(rival, **variant) for rival, variant in rivals]
         for rival, _ in rivals:
@@ -211,6 +218,16 @@ def _measure_threads(
     order = {weights: i for i, weights in enumerate(grid.weights)}
     rows.sort(key=lambda row: (row["context"], order.get(row["weights"], len(order))))
     return rows, best, [{"runtime": rival.runtime, "weights": rival.weights, "details": rival.details} for rival, _ in rivals]
+
+
+@contextmanager
+def _packed_folder(loaded: LoadedModel) -> Iterator[str | None]:
+    """Where packed weights are kept between the numbers of threads: those of a random model are nothing to leave in the user's cache."""
+    if not is_random_shape(loaded.name):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="sparsight-packed-") as folder:
+        yield folder
 
 
 def _open_rivals(loaded: LoadedModel, grid: SpeedGrid, threads: int) -> Iterator[tuple[Rival, dict[str, Any]]]:

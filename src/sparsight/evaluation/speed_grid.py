@@ -38,8 +38,10 @@ class SpeedGrid:
     select : tuple of str
         Methods as `tokens.pretrained.resolve` takes them; "dense" is always measured.
     budgets : tuple of Budget
-    interval : int
-        Steps that a choice is kept for.
+    rule : Rule
+        By which methods choose.
+    index_dtype : str, optional
+        What a predictor keeps its importance keys in.
     against : tuple of {"llama.cpp", "transformers"}
     repeats : int
         Of `TURNS` turns of `STEPS` counted steps each.
@@ -50,7 +52,8 @@ class SpeedGrid:
     weights: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = field(default_factory=lambda: (Budget.parse("1/8"),))
-    interval: int = 1
+    rule: Rule = Rule()
+    index_dtype: str | None = None
     against: tuple[str, ...] = ()
     repeats: int = 5
 
@@ -76,8 +79,8 @@ class SpeedGrid:
         )
         if (context := max(grid.contexts)) > limit:
             raise ConfigError(f"a context of {context} tokens is more than the {limit} of '{loaded.name}'; choose --context up to {limit}")
-        if (context := min(grid.contexts)) <= max(grid.interval, 1):
-            raise ConfigError(f"a context must be above the interval of {grid.interval} token(s), got {context}; choose a larger --context")
+        if (context := min(grid.contexts)) <= grid.rule.interval:
+            raise ConfigError(f"a context must be above the {grid.rule.interval} tokens of an interval, got {context}; choose a larger --context")
         if not grid.threads or min(grid.threads) < 1:
             raise ConfigError(f"threads must be at least 1, got {', '.join(map(str, grid.threads)) or 'none'}; choose other --threads")
         if grid.repeats < 1:
@@ -114,17 +117,16 @@ def make_plans(loaded: LoadedModel, grid: SpeedGrid) -> list[tuple[str, Plan | N
     for weights in grid.weights:
         if (reason := why_not_native_model(loaded, weights)) is not None:
             raise ConfigError(f"the native decoder cannot run '{loaded.name}' with {weights} weights: {reason}")
-    rule = Rule(interval=grid.interval)
     plans: list[tuple[str, Plan | None]] = [(DENSE, None)]
     for spec in grid.select:
         name = spec.partition("=")[0].partition(":")[0].strip()
         if is_random_shape(loaded.name) and method(name).learned:
             raise ConfigError(f"'{loaded.name}' has random weights, to which no predictor of {name!r} belongs; select quest or streaming")
-        selector = resolve(spec, loaded)
+        selector = resolve(spec, loaded, grid.index_dtype)
         for budget in grid.budgets if selector.selects else ():
-            plan = Plan(selector, budget, rule)
+            plan = Plan(selector, budget, grid.rule)
             if (reason := why_not_native(plan)) is not None:
-                raise ConfigError(f"the native decoder cannot run {spec!r}: {reason}; leave it out of --select")
+                raise ConfigError(f"the native decoder cannot run {spec!r} as asked for: {reason}; leave that out")
             for context in grid.contexts:
                 plan.tokens([context])
             plans.append((spec, plan))

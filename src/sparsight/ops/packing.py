@@ -47,7 +47,7 @@ def panel_bytes(format: str, cols: int) -> int:
     return {"fp32": 64 * cols, "bf16": 32 * cols, "int8": cols // GROUP * 544, "int4": cols // GROUP * 320}[format]
 
 
-def pack(weight: Tensor, format: str) -> Packed:
+def pack(weight: Tensor, format: str, out: Tensor | None = None) -> Packed:
     """Pack a matrix, rounding it to `format`.
 
     Parameters
@@ -55,11 +55,14 @@ def pack(weight: Tensor, format: str) -> Packed:
     weight : (rows, cols)
         Any floating dtype.
     format : {"fp32", "bf16", "int8", "int4"}
+    out : (panels, bytes of a panel) uint8, optional
+        Where to; its panels need not be neighbours.
     """
-    return _by_pieces(weight, format, lambda piece: _panels(_padded(piece), format))
+    cols = -(-weight.shape[1] // GROUP) * GROUP
+    return _by_pieces(weight, format, cols, out, lambda piece: _panels(_padded(piece), format))
 
 
-def pack_blocks(kind: str, blocks: Tensor) -> Packed:
+def pack_blocks(kind: str, blocks: Tensor, out: Tensor | None = None) -> Packed:
     """Pack GGUF blocks without changing a bit of them.
 
     Parameters
@@ -67,6 +70,8 @@ def pack_blocks(kind: str, blocks: Tensor) -> Packed:
     kind : {"Q4_1", "Q8_0"}
     blocks : (rows, bytes of a row) uint8
         Q4_1: a block is float16 d, float16 m, 16 bytes of two weights each. Q8_0: float16 d, 32 int8.
+    out
+        As for `pack`.
     """
     size, format = {"Q4_1": (20, "int4"), "Q8_0": (34, "int8")}[kind]
     cols = blocks.shape[1] // size * GROUP
@@ -77,8 +82,7 @@ def pack_blocks(kind: str, blocks: Tensor) -> Packed:
             return _int4_panels(piece[..., 4:], piece[..., :2], piece[..., 2:4])
         return _int8_panels(piece[..., 2:], piece[..., :2])
 
-    packed = _by_pieces(blocks, format, panels)
-    return Packed(format, packed.rows, cols, packed.data)
+    return _by_pieces(blocks, format, cols, out, panels)
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -101,16 +105,14 @@ def unpack(packed: Packed) -> Tensor:
     return values.reshape(panels * PANEL, cols)[: packed.rows]
 
 
-def interleave(first: Packed, second: Packed) -> Packed:
-    """Panels of two matrices of one shape and format in turn: read together, in one stream."""
-    data = torch.stack([first.data, second.data], dim=1).flatten(0, 1)
-    return Packed(first.format, data.shape[0] * PANEL, first.cols, data)
-
-
-def _by_pieces(matrix: Tensor, format: str, panels) -> Packed:
-    pieces = [panels(piece) for piece in matrix.split(_ROWS)]
-    data = torch.cat([piece.reshape(piece.shape[0], -1) for piece in pieces])
-    return Packed(format, matrix.shape[0], -(-matrix.shape[1] // GROUP) * GROUP, data)
+def _by_pieces(matrix: Tensor, format: str, cols: int, out: Tensor | None, panels) -> Packed:
+    rows = matrix.shape[0]
+    if out is None:
+        out = torch.empty(-(-rows // PANEL), panel_bytes(format, cols), dtype=torch.uint8)
+    for start in range(0, rows, _ROWS):
+        piece = panels(matrix[start : start + _ROWS])
+        out[start // PANEL : start // PANEL + len(piece)] = piece.reshape(len(piece), -1)
+    return Packed(format, rows, cols, out)
 
 
 def _padded(weight: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ def _caption(result: Mapping[str, Any]) -> str:
     ]
     if interval > 1:
         lines.append(f"interval {interval}: a method's figures are of runs of so many steps, which begin with a choice")
+    if result["rule"]["pages"]:
+        lines.append(f"pages of {result['rule']['pages']} tokens: methods with importance keys score the tokens of {result['rule']['page_share']:g} of them")
     if result["cache"] == "random":
         lines.append("keys and values are random numbers, not those of a text")
     named = {f"{rival['runtime']} {rival['weights']}: {rival['details']['weights']}" for rival in _llama_cpp(result)}

@@ -22,7 +22,7 @@ from ...errors import ConfigError, ModelError
 from ...models import Blocks, LoadedModel, cache_root, dequantise, read_blocks
 from ...models.weights import DecoderWeights, Matrix
 from ...ops.native import need_library
-from ...ops.packing import FORMATS, GROUP, PANEL, Packed, interleave, pack, pack_blocks, panel_bytes
+from ...ops.packing import FORMATS, GROUP, PANEL, Packed, pack, pack_blocks, panel_bytes
 
 VERSION = 1
 SMALLEST_KEPT = 16 << 20
@@ -129,21 +129,23 @@ def _plan(weights: DecoderWeights, format: str, blocks: dict[str, Blocks]) -> di
 def _fill(arena: Tensor, slots: dict[str, _Slot], weights: DecoderWeights, blocks: dict[str, Blocks]) -> None:
     for name, matrices in _matrices(weights):
         slot = slots[name]
-        parts = [_pack_one(matrix, slot.format, blocks) for matrix in matrices]
-        packed = parts[0] if len(parts) == 1 else interleave(*parts)
-        arena[slot.start : slot.stop] = packed.data.flatten()
+        # Panels of gate and up stand in turn: they are read together, in one stream.
+        panels = arena[slot.start : slot.stop].view(-1, len(matrices), panel_bytes(slot.format, slot.cols))
+        for i, matrix in enumerate(matrices):
+            _pack_one(matrix, slot.format, blocks, panels[:, i])
         arena[slot.stop : -(-slot.stop // 4096) * 4096] = 0  # what memory held before does not go to the disk
 
 
-def _pack_one(matrix: Matrix, format: str, blocks: dict[str, Blocks]) -> Packed:
+def _pack_one(matrix: Matrix, format: str, blocks: dict[str, Blocks], out: Tensor) -> None:
     own = blocks.get(matrix.name)
     if own is None or _KINDS[own.kind] != format:
         if FORMATS[format] >= FORMATS["int8"] and not torch.isfinite(matrix.weight).all():
             # Rounded to integers they would become numbers.
             raise ModelError(f"the weights of {matrix.name!r} are NaN or infinite and cannot be rounded to {format}; get the model again")
-        return pack(matrix.weight, format)
+        pack(matrix.weight, format, out)
+        return
     rows = slice(*matrix.rows) if matrix.rows else slice(None)
-    return pack_blocks(own.kind, own.data[rows])
+    pack_blocks(own.kind, own.data[rows], out)
 
 
 def _blocks_of(loaded: LoadedModel, weights: DecoderWeights) -> dict[str, Blocks]:
