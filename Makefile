@@ -67,7 +67,7 @@ emulate: $(INSTALLED)
 sanitize: $(INSTALLED)
 	$(call build_variant,-DSPARSIGHT_SANITIZE=ON)
 	$(call test_variant,LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1) $(NATIVE_TESTS)
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1) --capture=sys $(NATIVE_TESTS)
 
 demo: $(INSTALLED)
 	$(BIN)/sparsight demo

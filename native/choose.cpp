@@ -11,7 +11,7 @@ namespace sparsight {
 
 namespace {
 
-constexpr int SAMPLE = 256;
+constexpr int FEW = 96;
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -368,20 +368,18 @@ int top(const Kernels& kernels, const uint32_t* keys, int n, int take, int base,
     for (int i = 0; i < n; i++) out[i] = base + i;
     return n;
   }
-  // The last key taken lies, most likely, between two keys of a sample around its rank: those between are few enough to be sorted out.
-  uint32_t low = 0, high = UINT32_MAX;
-  uint32_t sample[SAMPLE];
-  if (n > 8 * SAMPLE) {
-    for (int i = 0; i < SAMPLE; i++) sample[i] = keys[(int64_t)n * i / SAMPLE];
-    std::sort(sample, sample + SAMPLE);
-    const double share = 1 - (double)take / n, spread = 2.2 * std::sqrt(share * (1 - share) * SAMPLE) + 1;
-    const int at = (int)(share * SAMPLE), below = at - (int)spread, over = at + (int)spread;
-    if (below >= 0) low = sample[below];
-    if (over < SAMPLE) high = sample[over];
+  // A cut is searched that few keys are near: by how many are above it, half by interpolation, half by bisection.
+  uint32_t low = 0, high = UINT32_MAX;  // `take` or more keys are above the low one (or it is the least), fewer above the high one
+  int above_low = n, above_high = 0;
+  for (int pass = 0; above_low - above_high > FEW && high - low > 1; pass++) {
+    const double share = pass % 2 ? 0.5 : std::min(0.9, std::max(0.1, (double)(above_low - take) / (above_low - above_high)));
+    const uint32_t middle = std::min(high - 1, std::max(low + 1, low + (uint32_t)((high - low) * share)));
+    const int count = kernels.count_above(keys, n, middle);
+    if (count >= take) low = middle, above_low = count;
+    else high = middle, above_high = count;
   }
-  int larger = 0, found = kernels.between(keys, n, low, high, scratch, &larger);
-  if (larger >= take) found = kernels.between(keys, n, high, UINT32_MAX, scratch, &larger);
-  else if (larger + found < take) found = kernels.between(keys, n, 0, low, scratch, &larger);
+  int larger = 0;
+  const int found = kernels.between(keys, n, above_low == n ? low : low + 1, high, scratch, &larger);
   const int rank = take - larger;  // of the last key taken, among those found
   std::nth_element(scratch, scratch + rank - 1, scratch + found, std::greater<uint32_t>());
   const uint32_t cut = scratch[rank - 1];

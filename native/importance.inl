@@ -108,6 +108,15 @@ int between(const uint32_t* keys, int n, uint32_t low, uint32_t high, uint32_t* 
   return found;
 }
 
+int count_above(const uint32_t* keys, int n, uint32_t cut) {
+  int i = 0, count = 0;
+  vcount counts = count_zero();
+  for (; i + W <= n; i += W) counts = count_if_above(counts, keys + i, cut);
+  count = count_sum(counts);
+  for (; i < n; i++) count += keys[i] > cut;
+  return count;
+}
+
 // Indices, ascending, of keys above `cut`, and of the first `equal` that equal it, plus `base`; `out` has room for W more than that.
 int collect(const uint32_t* keys, int n, uint32_t cut, int equal, int base, int32_t* out) {
   int taken = 0, i = 0;

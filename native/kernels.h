@@ -74,6 +74,7 @@ struct Kernels {
   // out = sum over heads of softmax2(scores of the head); the scores are overwritten.
   void (*sum_softmax2)(float* const* scores, int heads, int n, float* out);
   int (*between)(const uint32_t* keys, int n, uint32_t low, uint32_t high, uint32_t* out, int* larger);
+  int (*count_above)(const uint32_t* keys, int n, uint32_t cut);
   int (*collect)(const uint32_t* keys, int n, uint32_t cut, int equal, int base, int32_t* out);
   uint64_t (*read)(const void* memory, size_t bytes);  // touches every cache line
 };

@@ -14,7 +14,7 @@ namespace sparsight {
 
 const Kernels kernels_avx2 = {
     SPARSIGHT_LEVEL_NAME, matvec,      quantise,     rms_norm, layer_norm, gate, attend,
-    score_keys,           score_pages, sum_softmax2, between,  collect,    read_memory,
+    score_keys,           score_pages, sum_softmax2, between,  count_above, collect,    read_memory,
 };
 
 }  // namespace sparsight

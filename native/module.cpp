@@ -278,8 +278,9 @@ struct PySequence {
   const Sizes sizes;
   std::vector<nb::object> kv, index, pages;
   std::vector<std::tuple<int, int, int>> kinds;  // of the index of a layer
+  std::vector<int> page_pairs;
 
-  explicit PySequence(const PyModel& model) : sizes(model.model.sizes), kv(sizes.layers), index(sizes.layers), pages(sizes.layers), kinds(sizes.layers) {
+  explicit PySequence(const PyModel& model) : sizes(model.model.sizes), kv(sizes.layers), index(sizes.layers), pages(sizes.layers), kinds(sizes.layers), page_pairs(sizes.layers) {
     sequence.layers.resize(sizes.layers);
     for (auto& store : sequence.layers) store.choices.resize(sizes.kv_heads);
   }
@@ -306,7 +307,7 @@ struct PySequence {
   // (kv_heads, bytes of a head): int8 keys of `capacity` tokens, or bounds of the pages of `capacity` tokens.
   void bind_index(int i, nb::object object, int capacity, const PySelection& selection) {
     Store& s = store(i);
-    need(i < selection.sizes.layers && selection.sizes.kv_format == sizes.kv_format && selection.sizes.head_dim == sizes.head_dim, "the selection is of another model");
+    check_selection(i, selection);
     const Pieces& p = selection.selection.layers[i];
     need(p.selects && p.key != RECENCY, "layer " + std::to_string(i) + " keeps no index");
     Bytes b = array<Bytes>(object, "an index");
@@ -326,15 +327,21 @@ struct PySequence {
   static std::tuple<int, int, int> kind(const Selection& s, int layer) { return {s.layers[layer].key, s.page_size, s.pairs()}; }
 
   // (kv_heads, bytes of a head): smallest and largest importance keys of `capacity` pages.
-  void bind_pages(int i, nb::object array, int capacity, const PySelection& selection) {
+  void bind_pages(int i, nb::object object, int capacity, const PySelection& selection) {
     Store& s = store(i);
+    check_selection(i, selection);
     need(selection.selection.layers[i].key == KEYS && selection.selection.layers[i].selects, "layer " + std::to_string(i) + " keeps no importance keys");
-    Bytes b = nb::cast<Bytes>(array);
-    const size_t bytes = (size_t)2 * capacity * 2 * selection.selection.pairs();
+    Bytes b = array<Bytes>(object, "pages");
     need(capacity >= 0 && capacity % PANEL == 0, "the capacity for pages is a multiple of " + text(PANEL));
+    const size_t bytes = (size_t)2 * capacity * 2 * selection.selection.pairs();
     need(b.ndim() == 2 && b.shape(0) == (size_t)sizes.kv_heads && b.shape(1) == bytes, "pages must be (kv_heads, " + text(bytes) + ") bytes");
     s.pages = (char*)b.data(), s.page_capacity = capacity, s.paged = 0;
-    pages[i] = array;
+    page_pairs[i] = selection.selection.pairs();
+    pages[i] = object;
+  }
+
+  void check_selection(int i, const PySelection& selection) const {
+    need(i < selection.sizes.layers && selection.sizes.kv_format == sizes.kv_format && selection.sizes.head_dim == sizes.head_dim, "the selection is of another model");
   }
 
   void forget_index() {
@@ -411,6 +418,10 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
         if (p->key != RECENCY) {
           need(store.index != nullptr && store.index_capacity >= at + 1, "layer " + std::to_string(i) + " has no room in its index");
           need(s.kinds[i] == PySequence::kind((*selection)->selection, i), "the index is of another selection");
+          if (p->key == KEYS && pages) {
+            need(store.pages != nullptr && at / pages < store.page_capacity, "layer " + std::to_string(i) + " has no room for its pages");
+            need(s.page_pairs[i] == (*selection)->selection.pairs(), "the pages are of another selection");
+          }
         }
       }
     }
@@ -444,7 +455,7 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
 
 nb::object numpy(const std::vector<float>& values, size_t rows, size_t cols) {
   float* copy = new float[values.size() + 1];
-  memcpy(copy, values.data(), values.size() * sizeof(float));
+  std::copy(values.begin(), values.end(), copy);
   nb::capsule owner(copy, [](void* p) noexcept { delete[] (float*)p; });
   size_t shape[2] = {rows, cols};
   return nb::cast(nb::ndarray<nb::numpy, float>(copy, 2, shape, owner));
@@ -462,7 +473,7 @@ nb::object test_matvec(const std::string& name, const PyMatrix& matrix, Table x)
   std::vector<float*> outputs;
   y.assign(batch, std::vector<float>((size_t)m.panels * PANEL));
   for (size_t b = 0; b < batch; b++) {
-    memcpy(values[b].data(), x.data() + b * x.shape(1), x.shape(1) * sizeof(float));
+    std::copy_n(x.data() + b * x.shape(1), x.shape(1), values[b].begin());
     k.quantise(values[b].data(), (int)cols, codes[b].data(), scales[b].data(), sums[b].data(), code_sums[b].data());
     inputs.push_back({values[b].data(), codes[b].data(), scales[b].data(), sums[b].data(), code_sums[b].data()});
     outputs.push_back(y[b].data());
@@ -567,7 +578,7 @@ nb::object test_vector(const std::string& name, const std::string& what, Floats 
   if (what == "rms_norm") k.rms_norm(x.data(), weight.data(), y.data(), n, 1e-5f);
   else if (what == "layer_norm") k.layer_norm(x.data(), weight.data(), other.data(), y.data(), n, 1e-5f);
   else if (what == "silu" || what == "gelu") {
-    memcpy(y.data(), x.data(), n * sizeof(float));
+    std::copy_n(x.data(), n, y.begin());
     k.gate(y.data(), weight.data(), n, what == "silu" ? SILU : GELU_TANH);
   } else throw Misfit("no kernel '" + what + "'");
   return numpy(y, 1, n);

@@ -65,6 +65,18 @@ inline unsigned above(const uint32_t* keys, uint32_t cut) {
   return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(x, _mm256_set1_epi32((int)(cut ^ 0x80000000u)))));
 }
 
+using vcount = __m256i;
+inline vcount count_zero() { return _mm256_setzero_si256(); }
+inline vcount count_if_above(vcount a, const uint32_t* keys, uint32_t cut) {
+  __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)keys), _mm256_set1_epi32((int)0x80000000));
+  return _mm256_sub_epi32(a, _mm256_cmpgt_epi32(x, _mm256_set1_epi32((int)(cut ^ 0x80000000u))));
+}
+inline int count_sum(vcount a) {
+  alignas(32) int v[8];
+  _mm256_store_si256((__m256i*)v, a);
+  return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7];
+}
+
 // For each mask, the lanes that it names, as a permutation.
 struct Lanes {
   alignas(32) uint32_t of[256][8];

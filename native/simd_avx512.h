@@ -117,6 +117,11 @@ inline unsigned above(const uint32_t* keys, uint32_t cut) {
   return (unsigned)_mm512_cmpgt_epu32_mask(_mm512_loadu_si512((const void*)keys), _mm512_set1_epi32((int)cut));
 }
 
+using vcount = int;
+inline vcount count_zero() { return 0; }
+inline vcount count_if_above(vcount a, const uint32_t* keys, uint32_t cut) { return a + __builtin_popcount(above(keys, cut)); }
+inline int count_sum(vcount a) { return a; }
+
 inline int compress(const uint32_t* keys, unsigned mask, uint32_t* out) {
   // Merged, not zeroed: on Zen the zeroing form waits for what the register held before.
   const __m512i all = _mm512_loadu_si512((const void*)keys);

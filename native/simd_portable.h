@@ -20,7 +20,9 @@ struct vf {
 };
 
 #define EACH for (int i = 0; i < W; i++)
-inline vf load(const float* p) { vf r; EACH r.v[i] = p[i]; return r; }
+// Weights, keys and values stand at any address: what is behind a pointer is copied, never read as what the pointer says it is.
+inline vf load(const float* p) { vf r; memcpy(r.v, p, sizeof r.v); return r; }
+inline uint16_t half_at(const uint16_t* p, int i) { uint16_t h; memcpy(&h, (const char*)p + 2 * i, 2); return h; }
 inline void store(float* p, vf a) { EACH p[i] = a.v[i]; }
 inline vf set1(float x) { vf r; EACH r.v[i] = x; return r; }
 inline vf zero() { return set1(0.f); }
@@ -51,12 +53,17 @@ inline vf scale2(vf a, vf n) {
   return r;
 }
 // Of 2 W bfloat16 those at even, and those at odd places.
-inline vf load_even(const uint16_t* p) { vf r; EACH r.v[i] = bf16_to_float(p[2 * i]); return r; }
-inline vf load_odd(const uint16_t* p) { vf r; EACH r.v[i] = bf16_to_float(p[2 * i + 1]); return r; }
-inline vf load_fp16(const uint16_t* p) { vf r; EACH r.v[i] = fp16_to_float(p[i]); return r; }
+inline vf load_even(const uint16_t* p) { vf r; EACH r.v[i] = bf16_to_float(half_at(p, 2 * i)); return r; }
+inline vf load_odd(const uint16_t* p) { vf r; EACH r.v[i] = bf16_to_float(half_at(p, 2 * i + 1)); return r; }
+inline vf load_fp16(const uint16_t* p) { vf r; EACH r.v[i] = fp16_to_float(half_at(p, i)); return r; }
 // W floats rounded to whole numbers in [-127, 127].
 inline void store_int8(int8_t* p, vf a) { EACH p[i] = (int8_t)nearbyintf(a.v[i]); }
 inline unsigned above(const uint32_t* keys, uint32_t cut) { unsigned m = 0; EACH m |= (unsigned)(keys[i] > cut) << i; return m; }
+
+struct vcount { int v[W]; };
+inline vcount count_zero() { vcount r; EACH r.v[i] = 0; return r; }
+inline vcount count_if_above(vcount a, const uint32_t* keys, uint32_t cut) { EACH a.v[i] += keys[i] > cut; return a; }
+inline int count_sum(vcount a) { int n = 0; EACH n += a.v[i]; return n; }
 
 // Keys of the lanes in `mask`, in order, to the front of W places; how many.
 inline int compress(const uint32_t* keys, unsigned mask, uint32_t* out) {

@@ -1,7 +1,7 @@
 """The border to the C++ code: what does not fit together is a ValueError there, whatever Python hands over, and never a crash."""
 
+import os
 import re
-import resource
 import subprocess
 import sys
 
@@ -84,7 +84,7 @@ VECTORS = {
 }
 
 
-def filled(without=None, tables=True, **changes):
+def filled(without=None, tables=True, positions=12, **changes):
     """A model with everything but one thing, not sealed."""
     model = new_model(**changes)
     layers = changes.get("layers", LAYERS)
@@ -96,7 +96,7 @@ def filled(without=None, tables=True, **changes):
             if without != name:
                 model.set_vector(i, name, ones(HIDDEN))
     if tables:
-        model.set_table(0, torch.ones(12, 4), torch.zeros(12, 4))
+        model.set_table(0, torch.ones(positions, 4), torch.zeros(positions, 4))
     if without != "ends":
         model.set_ends(matrix(VOCAB, HIDDEN), matrix(VOCAB, HIDDEN), ones(HIDDEN))
     return model
@@ -210,6 +210,22 @@ def index_of_another_selection(key=KEYS, **changes):
     size, capacity = 2 * ((changes.get("rank", RANK) + 1) // 2), 16
     sequence.bind_index(1, index(capacity, size if key == KEYS else 2 * WIDTH * 4 // PAGE), capacity, other)
     return step(sequences=[sequence], selection=own, budgets=[4])
+
+
+def page_bounds(pages=16, size=2 * 2 * 3, heads=KV_HEADS):
+    return torch.zeros(heads, pages * size, dtype=torch.uint8)
+
+
+def paged(pages=16, size=2 * 2 * 3, selection=None, rule=(1, 32, 1, 16, 0.5)):
+    """A step that scores pages of 16 tokens first, of a sequence of 40 tokens."""
+    model, own = complete(positions=60), new_selection()
+    sequence = new_sequence(model, 60)
+    for i in range(LAYERS):
+        sequence.bind_index(i, index(64), 64, own)
+        if pages is not None:
+            sequence.bind_pages(i, page_bounds(pages, size), pages, selection or own)
+    sequence.length = 40
+    return step(model, [sequence], selection=own, budgets=[36], rule=rule)
 
 
 SELECTION = new_selection()
@@ -422,6 +438,29 @@ BAD = {
     "full index": ("no room in its index", lambda: selecting(sequences=[after(indexed(SELECTION), "bind_index", 1, index(0), 0, SELECTION)])),
     "index of another rank": ("of another selection", lambda: index_of_another_selection(rank=2)),
     "index of pages": ("of another selection", lambda: index_of_another_selection(PAGES)),
+    # step with pages
+    "pages of layer 3": ("no layer 3", lambda: new_sequence().bind_pages(3, page_bounds(), 16, SELECTION)),
+    "pages of recency": ("no importance keys", lambda: new_sequence().bind_pages(0, page_bounds(), 16, new_selection(RECENCY))),
+    "pages of a layer without": ("no importance keys", lambda: new_sequence().bind_pages(0, page_bounds(), 16, new_selection(layers=[1]))),
+    "pages of another model": (
+        "the selection is of another model",
+        lambda: new_sequence().bind_pages(2, page_bounds(), 16, new_selection(model=complete(layers=1), layers=[0])),
+    ),
+    "float pages": ("right dtype", lambda: new_sequence().bind_pages(0, page_bounds().float(), 16, SELECTION)),
+    "17 pages": ("pages is a multiple of 16", lambda: new_sequence().bind_pages(0, page_bounds(17), 17, SELECTION)),
+    "minus 16 pages": ("pages is a multiple of 16", lambda: new_sequence().bind_pages(0, page_bounds(), -16, SELECTION)),
+    "pages cut short": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds(15), 16, SELECTION)),
+    "pages of one head": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds(heads=1), 16, SELECTION)),
+    "flat pages": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds().flatten(), 16, SELECTION)),
+    "negative pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, -16, 0.5))),
+    "pages of 8 tokens": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 8, 0.5))),
+    "pages beyond the window": ("at most the window", lambda: paged(rule=(1, 32, 1, 48, 0.5))),
+    "no page": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 16, 0.0))),
+    "more than all pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 16, 1.5))),
+    "NaN pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 16, float("nan")))),
+    "nowhere for pages": ("layer 0 has no room for its pages", lambda: paged(None)),
+    "no room for pages": ("layer 0 has no room for its pages", lambda: paged(0)),
+    "pages of another rank": ("pages are of another", lambda: paged(size=4, selection=new_selection(rank=2))),
     # tests of kernels
     "level of a product": ("no instruction set level", lambda: lib.test_matvec("sse9", matrix(3, 3), np.zeros((1, 3), np.float32))),
     "columns of a product": ("more columns", lambda: lib.test_matvec("portable", matrix(3, 3), np.zeros((1, 33), np.float32))),
@@ -483,6 +522,7 @@ def test_attention_over_what_does_not_fit(message, changes):
 def test_what_fits_is_taken():
     assert len(step()) == 1
     assert len(selecting()) == 1
+    assert len(paged()) == 1
     assert len(windowed(6, 3, 8)) == 1
     for name, n in VECTORS.items():
         new_model().set_vector(0, name, ones(n))
@@ -528,7 +568,7 @@ print(lib.Pool(2).threads)
 """
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="memory of a process cannot be limited")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs address space without end")
 def test_threads_that_cannot_be_started_are_an_error():
     done = subprocess.run([sys.executable, "-c", NO_ROOM_FOR_THREADS, lib.__file__], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,8 @@ def test_bf16_is_rounded_once(shape, seed, exponent):
 def test_int8_is_within_half_a_step(shape, seed, exponent):
     weight = random_matrix(shape, seed, exponent)
     step = groups(weight).abs().amax(-1, keepdim=True) / 127
-    assert (errors(weight, "int8") <= step * (0.5 + 128 * HALF)).all()
+    # Scales below 2^-14 are subnormal in float16: half of their smallest step, times 127.
+    assert (errors(weight, "int8") <= step * (0.5 + 128 * HALF) + 127 * 2.0**-25).all()
 
 
 @given(shapes, seeds, st.floats(-2, 4))

@@ -189,11 +189,11 @@ def _measure_threads(
 ) -> tuple[list[dict[str, Any]], float, list[dict[str, Any]]]:
     """Rows at one number of threads, bytes a second that so many read, and details of the rivals."""
     with ExitStack() as stack:
-        counter.say("loading")
         rivals: list[tuple[Rival, dict[str, Any]]] = []
         for rival, variant in _open_rivals(loaded, grid, threads):
             stack.callback(rival.close)
             rivals.append((rival, variant))
+        counter.say(f"packing weights, {_threads(threads)}")
         decoders = [Decoder(loaded, weights, threads, folder) for weights in grid.weights]
         caches = [FilledCache(decoder, ids, grid.rule.interval, loaded.tokenizer is None) for decoder in decoders]
         candidates: list[Candidate] = [NativeSteps(cache, spec, plan) for cache in caches for spec, plan in plans]

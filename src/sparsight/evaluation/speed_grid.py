@@ -80,7 +80,7 @@ class SpeedGrid:
         if (context := max(grid.contexts)) > limit:
             raise ConfigError(f"a context of {context} tokens is more than the {limit} of '{loaded.name}'; choose --context up to {limit}")
         if (context := min(grid.contexts)) <= grid.rule.interval:
-            raise ConfigError(f"a context must be above the {grid.rule.interval} tokens of an interval, got {context}; choose a larger --context")
+            raise ConfigError(f"a context must be above the interval, {grid.rule.interval}, got {context}; choose a larger --context")
         if not grid.threads or min(grid.threads) < 1:
             raise ConfigError(f"threads must be at least 1, got {', '.join(map(str, grid.threads)) or 'none'}; choose other --threads")
         if grid.repeats < 1:

@@ -51,15 +51,16 @@ class FilledCache:
     decoder : Decoder
     ids : sequence of int
         As many tokens as the longest context.
-    behind : int
-        Tokens that the longest run of steps appends.
+    run : int
+        Steps that are made at a time, the last of which attends to the context. Every candidate writes over the tokens of a run before it
+        reads them, so that none sees what another has written.
     random : bool
         Fill with random numbers instead of a prefill.
     """
 
-    def __init__(self, decoder: Decoder, ids: Sequence[int], behind: int, random: bool = False) -> None:
-        self.decoder, self.ids = decoder, list(ids)
-        self._behind, self._random = behind, random
+    def __init__(self, decoder: Decoder, ids: Sequence[int], run: int = 1, random: bool = False) -> None:
+        self.decoder, self.ids, self.run = decoder, list(ids), run
+        self._random = random
         self._windowed = any(layer.window for layer in decoder.weights.layers)
         self._held: DecoderSequence | None = None
 
@@ -74,7 +75,7 @@ class FilledCache:
         """
         if self._held is not None and not self._windowed:
             return
-        wanted = context - self._behind
+        wanted = context - self.run
         self._held = held = self.decoder.new_sequence()
         if self._random:
             held.reserve(context)
@@ -89,23 +90,20 @@ class FilledCache:
             self.decoder.prefill(held, piece, reserve=context)
             advance(len(piece))
 
-    def sequence(self, length: int) -> DecoderSequence:
-        """A sequence of the first `length` tokens over the same memory; importance keys are its own, so that nobody drops another's."""
-        held, own = self._held, self.decoder.new_sequence()
-        for i, (mine, theirs) in enumerate(zip(own.stores, held.stores, strict=True)):
+    def sequence(self, context: int) -> DecoderSequence:
+        """A sequence that stands before a run at `context`, in the same memory; its importance keys are its own, not dropped by another's."""
+        own = self.decoder.new_sequence()
+        for i, (mine, theirs) in enumerate(zip(own.stores, self._held.stores, strict=True)):
             mine.keys, mine.values, mine.capacity, mine.offset = theirs.keys, theirs.values, theirs.capacity, theirs.offset
             own.native.bind(i, mine.keys.view(torch.uint8), mine.values.view(torch.uint8), mine.offset)
-        own.native.length = min(held.length, length)
-        if own.length < length:
-            self.decoder.prefill(own, self.ids[own.length : length])
+        own.native.length = context - self.run
         return own
 
 
 class NativeSteps:
     """Steps of the native decoder under one plan, each with the token that comes next in the text.
 
-    A plan that keeps its choices for an interval is timed in runs of so many steps, the last of which attends to the context; the choices are
-    forgotten between runs, and a run's mean is one sample.
+    Runs of several steps are for plans that keep their choices for an interval. Choices are forgotten between runs, whose mean is one sample.
 
     Parameters
     ----------
@@ -118,7 +116,6 @@ class NativeSteps:
 
     def __init__(self, cache: FilledCache, select: str, plan: Plan | None) -> None:
         self._cache, self._decoder, self._plan = cache, cache.decoder, plan
-        self._run = plan.rule.interval if plan is not None else 1
         self._sequence: DecoderSequence | None = None
         self._tokens: list[int] = []
         self.identity = {
@@ -129,12 +126,12 @@ class NativeSteps:
         }
 
     def at(self, context: int) -> None:
-        start = context - self._run
-        self._sequence, self._tokens = self._cache.sequence(start), self._cache.ids[start:context]
+        self._sequence, self._tokens = self._cache.sequence(context), self._cache.ids[context - self._cache.run : context]
 
     def sample(self, steps: int) -> list[float]:
         self._timed(self._tokens[:1])
-        return [self._timed(self._tokens) / self._run for _ in range(-(-steps // self._run))]
+        run = len(self._tokens)
+        return [self._timed(self._tokens) / run for _ in range(-(-steps // run))]
 
     def bytes_per_token(self, context: int) -> float:
         return self._decoder.bytes_per_token(context, self._plan)

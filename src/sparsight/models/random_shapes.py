@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
         "max_position_embeddings": 131072,
         "tie_word_embeddings": True,
-        "rope_theta": 500000.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
     },
 }
 """Settings of a Llama by the name that stands behind `random:`."""
@@ -61,7 +62,7 @@ def random_model(name: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) 
     if shape is None:
         known = ", ".join(PREFIX + key for key in SHAPES)
         raise ModelError(f"no shape '{name}' to fill with random weights; choose {known}")
-    config = LlamaConfig(**shape, attn_implementation="sdpa", dtype=dtype)
+    config = LlamaConfig(**deepcopy(shape), attn_implementation="sdpa", dtype=dtype)
     # On no device first: the model's own initialisation takes several times as long, and in float32 twice the memory.
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

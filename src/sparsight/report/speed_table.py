@@ -39,9 +39,10 @@ def speed_table(result: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        collapse_padding=True,
     )
-    table.add_column("runtime")
-    table.add_column("weights")
+    table.add_column("runtime", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
     table.add_column("method", overflow="fold")
     headings = ["budget", "ms a\ntoken", "10–90 %", "tokens\n/ s", "read a\ntoken", "of the\nbandwidth", "vs\ndense"]
     for heading in headings + ["vs\nllama.cpp"] * rivals:
@@ -96,12 +97,13 @@ def _caption(result: Mapping[str, Any]) -> str:
         f"ms a token: median of {counted} steps, in turns with the others; 10–90 %: percentiles of these",
         "read a token: weights, keys and values, importance keys and predictor, as they are stored",
         f"of the bandwidth: at which as many threads read memory, {reads}",
-        "vs: how many times as fast as dense, or as llama.cpp, with the same weights, context and threads",
+        "vs: how many times as fast as native dense, or as llama.cpp, with the same weights, context and threads",
     ]
     if interval > 1:
-        lines.append(f"interval {interval}: a method's figures are of runs of so many steps, which begin with a choice")
-    if result["rule"]["pages"]:
-        lines.append(f"pages of {result['rule']['pages']} tokens: methods with importance keys score the tokens of {result['rule']['page_share']:g} of them")
+        lines.append(f"interval {interval}: native figures are means over runs of so many steps, which begin with a choice")
+    if pages := result["rule"]["pages"]:
+        share = result["rule"]["page_share"]
+        lines.append(f"pages of {pages} tokens: methods with importance keys score the tokens of a share of {share:g} of them")
     if result["cache"] == "random":
         lines.append("keys and values are random numbers, not those of a text")
     named = {f"{rival['runtime']} {rival['weights']}: {rival['details']['weights']}" for rival in _llama_cpp(result)}
