@@ -75,20 +75,26 @@ void sum_softmax2(float* const* scores, int heads, int n, float* out) {
   for (int h = 0; h < heads; h++) {
     float* s = scores[h];
     for (int t = n; t < whole; t++) s[t] = s[n - 1];
-    vf most = load(s);
-    for (int t = W; t < whole; t += W) most = vmax(most, load(s + t));
-    vf shift = set1(hmax(most)), sum = zero();
-    for (int t = 0; t < whole; t += W) {
-      vf e = exp2_down(sub(load(s + t), shift));
-      store(s + t, e);
-      if (t + W > n) {
-        for (int j = n; j < t + W; j++) s[j] = 0;
-        e = load(s + t);
+    vf most[4] = {load(s), load(s), load(s), load(s)};
+    int t = 0;
+    for (; t + 4 * W <= whole; t += 4 * W)
+      UNROLL for (int i = 0; i < 4; i++) most[i] = vmax(most[i], load(s + t + i * W));
+    for (; t < whole; t += W) most[0] = vmax(most[0], load(s + t));
+    const vf shift = set1(hmax(vmax(vmax(most[0], most[1]), vmax(most[2], most[3]))));
+    vf sum[2] = {zero(), zero()};
+    for (t = 0; t + 2 * W <= n; t += 2 * W)
+      UNROLL for (int i = 0; i < 2; i++) {
+        vf e = exp2_down(sub(load(s + t + i * W), shift));
+        store(s + t + i * W, e);
+        sum[i] = add(sum[i], e);
       }
-      sum = add(sum, e);
+    for (; t < whole; t += W) {
+      store(s + t, exp2_down(sub(load(s + t), shift)));
+      for (int j = n; j < t + W; j++) s[j] = 0;
+      sum[0] = add(sum[0], load(s + t));
     }
-    vf inverse = set1(1.f / hsum(sum));
-    for (int t = 0; t < whole; t += W) store(out + t, h ? fma(load(s + t), inverse, load(out + t)) : mul(load(s + t), inverse));
+    const vf inverse = set1(1.f / hsum(add(sum[0], sum[1])));
+    for (t = 0; t < whole; t += W) store(out + t, h ? fma(load(s + t), inverse, load(out + t)) : mul(load(s + t), inverse));
   }
 }
 
@@ -120,15 +126,13 @@ int count_above(const uint32_t* keys, int n, uint32_t cut) {
 // Indices, ascending, of keys above `cut`, and of the first `equal` that equal it, plus `base`; `out` has room for W more than that.
 int collect(const uint32_t* keys, int n, uint32_t cut, int equal, int base, int32_t* out) {
   int taken = 0, i = 0;
-  uint32_t index[W];
   for (; i + W <= n; i += W) {
     unsigned chosen = above(keys + i, cut);
     if (equal > 0) {
       unsigned same = (cut ? above(keys + i, cut - 1) : (1u << W) - 1) & ~chosen;
       for (; same && equal > 0; same &= same - 1, equal--) chosen |= same & -same;
     }
-    UNROLL for (int j = 0; j < W; j++) index[j] = (uint32_t)(base + i + j);
-    taken += compress(index, chosen, (uint32_t*)out + taken);
+    taken += place_lanes(chosen, base + i, out + taken);
   }
   for (; i < n; i++)
     if (keys[i] > cut || (keys[i] == cut && equal-- > 0)) out[taken++] = base + i;

@@ -88,6 +88,12 @@ struct Lanes {
 };
 constexpr Lanes lanes;
 
+inline int place_lanes(unsigned mask, int first, int32_t* out) {
+  __m256i which = _mm256_load_si256((const __m256i*)lanes.of[mask]);
+  _mm256_storeu_si256((__m256i*)out, _mm256_add_epi32(which, _mm256_set1_epi32(first)));
+  return __builtin_popcount(mask);
+}
+
 inline int compress(const uint32_t* keys, unsigned mask, uint32_t* out) {
   __m256i order = _mm256_load_si256((const __m256i*)lanes.of[mask]);
   _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)keys), order));

@@ -117,6 +117,12 @@ inline unsigned above(const uint32_t* keys, uint32_t cut) {
   return (unsigned)_mm512_cmpgt_epu32_mask(_mm512_loadu_si512((const void*)keys), _mm512_set1_epi32((int)cut));
 }
 
+inline int place_lanes(unsigned mask, int first, int32_t* out) {
+  const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  _mm512_storeu_si512((void*)out, _mm512_mask_compress_epi32(all, (__mmask16)mask, all));
+  return __builtin_popcount(mask);
+}
+
 using vcount = int;
 inline vcount count_zero() { return 0; }
 inline vcount count_if_above(vcount a, const uint32_t* keys, uint32_t cut) { return a + __builtin_popcount(above(keys, cut)); }

@@ -60,6 +60,13 @@ inline vf load_fp16(const uint16_t* p) { vf r; EACH r.v[i] = fp16_to_float(half_
 inline void store_int8(int8_t* p, vf a) { EACH p[i] = (int8_t)nearbyintf(a.v[i]); }
 inline unsigned above(const uint32_t* keys, uint32_t cut) { unsigned m = 0; EACH m |= (unsigned)(keys[i] > cut) << i; return m; }
 
+// first + i for the lanes in `mask`, in order, to the front of W places; how many.
+inline int place_lanes(unsigned mask, int first, int32_t* out) {
+  int n = 0;
+  EACH if (mask >> i & 1) out[n++] = first + i;
+  return n;
+}
+
 struct vcount { int v[W]; };
 inline vcount count_zero() { vcount r; EACH r.v[i] = 0; return r; }
 inline vcount count_if_above(vcount a, const uint32_t* keys, uint32_t cut) { EACH a.v[i] += keys[i] > cut; return a; }
