@@ -168,6 +168,111 @@ def _paired(row: Row, key: str) -> str:
     return f"{value} ({row[f'{key}_difference']:+.1%}, {interval[0]:+.1%} to {interval[1]:+.1%})"
 
 
+SPEED_CELLS = ("smollm2-int4", "smollm2-bf16", "smollm2-int8", "random-1b-int4", "random-1b-bf16")
+SPEED_TITLES = {
+    "smollm2-int4": "SmolLM2-135M, the GGUF's own 4-bit blocks",
+    "smollm2-bf16": "SmolLM2-135M, bfloat16",
+    "smollm2-int8": "SmolLM2-135M, 8 bits",
+    "random-1b-int4": "a Llama of 1.2 billion random weights, 4 bits, random cache",
+    "random-1b-bf16": "a Llama of 1.2 billion random weights, bfloat16, random cache",
+}
+
+
+def speed_result(cell: str) -> dict[str, Any] | None:
+    """A result of `benchmarks.speed`; None if there is none."""
+    path = RESULTS / f"speed-{cell}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def speed_cells(result: dict[str, Any], threads: int, methods: tuple[str, ...]) -> str:
+    """Milliseconds a token against the context; in brackets how many times as fast as llama.cpp and as own dense, and the bandwidth's share."""
+    found = {
+        (row["runtime"], row["select"], row["context"]): row for row in result["rows"] if row["threads"] == threads
+    }
+    contexts = sorted({context for _, _, context in found})
+    rival = any(runtime == "llama.cpp" for runtime, _, _ in found)
+    body = []
+    for context in contexts:
+        dense = found["native", "dense", context]
+        line = [f"{context:,}"]
+        other = found.get(("llama.cpp", "dense", context))
+        if rival:
+            line.append(f"{other['ms_per_token']:.1f}" if other else "–")
+        for method in methods:
+            row = found.get(("native", method, context))
+            if row is None:
+                line.append("–")
+                continue
+            times = [f"{other['ms_per_token'] / row['ms_per_token']:.2f} ×"] if other else []
+            times += [f"{dense['ms_per_token'] / row['ms_per_token']:.2f} × dense"] if method != "dense" else []
+            share = f"{row['bandwidth_share']:.0%}"
+            line.append(f"{row['ms_per_token']:.2f} ({', '.join([*times, share])})")
+        body.append(line)
+    names = ["dense" if method == "dense" else f"`{method}` 1/8" for method in methods]
+    return table(["tokens in the cache", *(["llama.cpp, ms"] if rival else []), *names], body)
+
+
+def speed_front() -> str:
+    """The table of README.md, and what it was measured on."""
+    result = speed_result("smollm2-int4")
+    if result is None:
+        return ""
+    threads = min(row["threads"] for row in result["rows"])
+    return "\n".join(
+        [
+            f"{SPEED_TITLES['smollm2-int4']}, {_machine(result)}, {threads} thread: milliseconds a token, the median, all taking turns in",
+            "one run. In brackets: times as fast as llama.cpp on the same file, times as fast as our own dense decoding, and the share of",
+            f"the bandwidth at which {threads} thread reads memory ({result['bandwidth'][str(threads)] / 1e9:.1f} GB/s):\n",
+            speed_cells(result, threads, ("dense", "foresight", "lowrank", "quest", "streaming")),
+            *quality_front(),
+        ]
+    )
+
+
+def quality_front() -> list[str]:
+    """What the native decoder's rounding and choices cost, measured by its own steps."""
+    found = {n: RESULTS / f"native-quality-{n}.json" for n in (1024, 2048, 8192)}
+    found = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in found.items() if path.exists()}
+    found = {n: result for n, result in found.items() if result.get("rows")}
+    if not found:
+        return []
+    wanted = {
+        ("int4 dense", "bf16 dense"): "4-bit blocks less bfloat16, dense",
+        ("own int4 dense", "bf16 dense"): "4 bits rounded by this package less bfloat16, dense",
+        ("int4 foresight", "int4 dense"): "`foresight` 1/8 less dense, the same weights",
+        ("int4 lowrank", "int4 dense"): "`lowrank` 1/8 less dense, the same weights",
+        ("int4 foresight pages 0.25", "int4 dense"): "`foresight` 1/8 with `--pages 16`",
+        ("int4 lowrank pages 0.25", "int4 dense"): "`lowrank` 1/8 with `--pages 16`",
+    }
+    body = []
+    for key, title in wanted.items():
+        line = [title]
+        for result in found.values():
+            row = next((row for row in result.get("rows", ()) if (row["what"], row["against"]) == key), None)
+            line.append(delta(row) if row else "–")
+        body.append(line)
+    heads = [f"{n:,} ({len(result['chunks'])} chunks)" for n, result in found.items()]
+    return ["\nThe loss of the same model by real decode steps, raw WikiText-2 test, nats a token:\n", table(["rise of the loss", *heads], body)]
+
+
+def speed_all() -> str:
+    """Tables of benchmarks/README.md: every cell at every number of threads."""
+    parts = []
+    for cell in SPEED_CELLS:
+        if (result := speed_result(cell)) is None:
+            continue
+        selects = [row["select"] for row in result["rows"] if row["runtime"] == "native"]
+        for threads in sorted({row["threads"] for row in result["rows"]}):
+            read = result["bandwidth"][str(threads)] / 1e9
+            title = f"{SPEED_TITLES[cell]}; {_machine(result)}; {threads} thread{'' if threads == 1 else 's'}, {read:.1f} GB/s:\n"
+            parts += [title, speed_cells(result, threads, tuple(dict.fromkeys(selects)))]
+    return "\n".join(parts)
+
+
+def _machine(result: dict[str, Any]) -> str:
+    return f"{result.get('cpu') or 'unknown processor'} ({result['isa']}, {result['cores']} cores)"
+
+
 def front() -> str:
     """Tables of README.md."""
     return "\n".join(
@@ -217,9 +322,9 @@ def pages() -> dict[Path, str]:
     """The pages as they should be."""
     readme, bench_page = HERE.parent / "README.md", HERE / "README.md"
     return {
-        readme: written(readme.read_text(encoding="utf-8"), "figures", front()),
+        readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
         bench_page: written(
-            written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()
+            written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()
         ),
     }
 

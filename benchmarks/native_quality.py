@@ -32,7 +32,7 @@ from sparsight.training import read_documents
 
 RESULTS = Path(__file__).parent / "results"
 TEXT = Path("../shared/data/wikitext-2/test.raw.txt")
-CHUNKS = {1024: 32, 2048: 16, 8192: 8}
+CHUNKS = {1024: 32, 2048: 16, 8192: 4}
 SCORED = 128
 METHODS = ("foresight", "lowrank")
 

@@ -238,6 +238,7 @@ BAD = {
     "no columns": ("a matrix needs rows", lambda: lib.Matrix(0, 16, 0, np.zeros(0, np.uint8))),
     "odd columns": ("multiples of 32", lambda: lib.Matrix(0, 16, 33, np.zeros(33 * 64, np.uint8))),
     "rows beyond an int": ("a matrix needs rows", lambda: lib.Matrix(0, 2**31 - 1, 32, np.zeros(2048, np.uint8))),
+    "columns beyond an int": ("a matrix needs rows", lambda: lib.Matrix(0, 16, 2**31 - 32, np.zeros(2048, np.uint8))),
     **{
         f"{format} {more:+} bytes": (
             f"needs {panel_bytes(format, 64) * 2} bytes",
@@ -298,7 +299,9 @@ BAD = {
     "table too wide": ("at most head_dim", lambda: new_model().set_table(0, torch.ones(2, 5), torch.ones(2, 5))),
     "table in float64": ("right dtype", lambda: new_model().set_table(0, torch.ones(2, 4), torch.ones(2, 4, dtype=F64))),
     "table turned": ("contiguous", lambda: new_model().set_table(0, torch.ones(4, 2).T, torch.ones(2, 4))),
-    "table unaligned": ("aligned", lambda: new_model().set_table(0, moved(np.ones((2, 4), np.float32)), torch.ones(2, 4))),
+    "cosines unaligned": ("aligned", lambda: new_model().set_table(0, moved(np.ones((2, 4), np.float32)), torch.ones(2, 4))),
+    "sines unaligned": ("aligned", lambda: new_model().set_table(0, torch.ones(2, 4), moved(np.ones((2, 4), np.float32)))),
+    "endless table": ("not that long", lambda: new_model().set_table(0, torch.ones(2**30, 0), torch.ones(2**30, 0))),
     "embedding": ("embedding must be 37 x", lambda: new_model().set_ends(matrix(36, HIDDEN), matrix(VOCAB, HIDDEN), ones(HIDDEN))),
     "head": ("head must be 37 x", lambda: new_model().set_ends(matrix(VOCAB, HIDDEN), matrix(38, HIDDEN), ones(HIDDEN))),
     "final norm": ("final_norm must have 20", lambda: new_model().set_ends(matrix(VOCAB, HIDDEN), matrix(VOCAB, HIDDEN), ones(21))),
