@@ -252,7 +252,8 @@ def quality_front() -> list[str]:
             line.append(delta(row) if row else "–")
         body.append(line)
     heads = [f"{n:,} ({len(result['chunks'])} chunks)" for n, result in found.items()]
-    return ["\nThe loss of the same model by real decode steps, raw WikiText-2 test, nats a token:\n", table(["rise of the loss", *heads], body)]
+    title = "\nThe loss of the same model by real decode steps, raw WikiText-2 test, nats a token:\n"
+    return [title, table(["rise of the loss", *heads], body)]
 
 
 def speed_all() -> str:
