@@ -32,7 +32,7 @@ from sparsight.training import read_documents
 
 RESULTS = Path(__file__).parent / "results"
 TEXT = Path("../shared/data/wikitext-2/test.raw.txt")
-CHUNKS = {1024: 32, 2048: 16, 8192: 4}
+CHUNKS = {1024: 12, 2048: 6, 8192: 2}
 SCORED = 128
 METHODS = ("foresight", "lowrank")
 

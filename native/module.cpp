@@ -518,10 +518,12 @@ nb::object test_attend(const std::string& name, Table queries, Bytes keys, Bytes
   return numpy(out, heads, d);
 }
 
-// (blocks, pairs, 16, 2) int8 keys, (heads, 2 * pairs) queries of whole numbers.
-nb::object test_score_keys(const std::string& name, Bytes keys, Table queries, Floats scales) {
+// (blocks, pairs, 16, 2) int8 keys, of which all or some are scored, (heads, 2 * pairs) queries of whole numbers.
+nb::object test_score_keys(const std::string& name, Bytes keys, Table queries, Floats scales, std::optional<Ints> blocks) {
   need(keys.ndim() == 4 && keys.shape(2) == PANEL && keys.shape(3) == 2, "keys must be (blocks, pairs, 16, 2)");
-  const int pairs = (int)keys.shape(1), tokens = (int)keys.shape(0) * PANEL, heads = (int)queries.shape(0);
+  const int pairs = (int)keys.shape(1), heads = (int)queries.shape(0), tokens = (int)(blocks ? blocks->shape(0) : keys.shape(0)) * PANEL;
+  if (blocks)
+    for (size_t i = 0; i < blocks->shape(0); i++) need(blocks->data()[i] >= 0 && blocks->data()[i] < (int)keys.shape(0), "a block is out of range");
   need(queries.shape(1) == (size_t)2 * pairs && scales.shape(0) == (size_t)heads, "queries must be (heads, 2 * pairs), and have a scale each");
   std::vector<std::vector<int16_t>> codes(heads, std::vector<int16_t>(2 * pairs));
   std::vector<float> out((size_t)heads * tokens);
@@ -531,7 +533,7 @@ nb::object test_score_keys(const std::string& name, Bytes keys, Table queries, F
     for (int c = 0; c < 2 * pairs; c++) codes[h][c] = (int16_t)queries(h, c);
     from.push_back(codes[h].data()), to.push_back(out.data() + (size_t)h * tokens);
   }
-  level(name).score_keys((const int8_t*)keys.data(), nullptr, pairs, tokens, heads, from.data(), scales.data(), to.data());
+  level(name).score_keys((const int8_t*)keys.data(), blocks ? blocks->data() : nullptr, pairs, tokens, heads, from.data(), scales.data(), to.data());
   return numpy(out, heads, tokens);
 }
 
@@ -664,7 +666,7 @@ NB_MODULE(_native, m) {
   m.def("advise", &advise, "array"_a.noconvert());
   m.def("test_matvec", &test_matvec);
   m.def("test_attend", &test_attend, "level"_a, "queries"_a, "keys"_a, "values"_a, "format"_a, "scaling"_a, "indices"_a.none());
-  m.def("test_score_keys", &test_score_keys);
+  m.def("test_score_keys", &test_score_keys, "level"_a, "keys"_a, "queries"_a, "scales"_a, "blocks"_a.none());
   m.def("test_score_pages", &test_score_pages);
   m.def("test_top", &test_top);
   m.def("test_sum_softmax2", &test_sum_softmax2);

@@ -3,6 +3,12 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <climits>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 static inline void relax() { _mm_pause(); }
@@ -14,18 +20,20 @@ namespace sparsight {
 
 namespace {
 
-// A step has hundreds of short waits, so threads spin; beyond that another process has the processor, and is let finish.
-constexpr int SPINS = 4000;
+// A step has hundreds of short waits, so threads spin. Beyond that another process has the processor of the thread that is waited for: who goes
+// on spinning, or yields, uses up the time that the system would give them, and each of the waits then takes a whole time slice. So they sleep.
+constexpr int SPINS = 2000;
 // Between steps (microseconds while generating) workers spin a little longer, then sleep.
 constexpr int IDLE_SPINS = 40000;
 
-template <class Done>
-void spin_until(Done done) {
-  for (int i = 0; !done(); i++) {
-    if (i < SPINS) relax();
-    else sched_yield();
-  }
-}
+#ifdef __linux__
+static_assert(sizeof(std::atomic<unsigned>) == sizeof(unsigned), "a futex is four bytes");
+void sleep_while(std::atomic<unsigned>& word, unsigned value) { syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0); }
+void wake_all(std::atomic<unsigned>& word) { syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
+#else
+void sleep_while(std::atomic<unsigned>&, unsigned) { sched_yield(); }
+void wake_all(std::atomic<unsigned>&) {}
+#endif
 
 }  // namespace
 
@@ -49,7 +57,7 @@ void Pool::forget_parent() {
   new std::vector<std::thread>(std::move(threads_));
   threads_.clear();
   new (&busy_) std::mutex, new (&mutex_) std::mutex, new (&wake_) std::condition_variable;
-  passed_ = 0, waiting_ = 0, running_ = 0;
+  passed_ = 0, waiting_ = 0, sleeping_ = 0;
 }
 
 void Pool::stop() {
@@ -76,7 +84,7 @@ void Pool::loop(int thread) {
     seen = generation_.load(std::memory_order_acquire);
     if (ending_) return;
     (*work_)(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    barrier();
   }
 }
 
@@ -87,12 +95,11 @@ void Pool::run(const std::function<void(int)>& work) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     work_ = &work;
-    running_.store(size_ - 1, std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
   }
   wake_.notify_all();
   work(0);
-  spin_until([this] { return running_.load(std::memory_order_acquire) == 0; });
+  barrier();
 }
 
 void Pool::barrier() {
@@ -100,10 +107,17 @@ void Pool::barrier() {
   const unsigned before = passed_.load(std::memory_order_acquire);
   if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
     waiting_.store(0, std::memory_order_relaxed);
-    passed_.fetch_add(1, std::memory_order_release);
-  } else {
-    spin_until([&] { return passed_.load(std::memory_order_acquire) != before; });
+    passed_.fetch_add(1);  // before it is asked who sleeps: whoever lies down later sees that it has changed
+    if (sleeping_.load() > 0) wake_all(passed_);
+    return;
   }
+  for (int i = 0; i < SPINS; i++) {
+    if (passed_.load(std::memory_order_acquire) != before) return;
+    relax();
+  }
+  sleeping_.fetch_add(1);
+  while (passed_.load() == before) sleep_while(passed_, before);
+  sleeping_.fetch_sub(1);
 }
 
 }  // namespace sparsight

@@ -37,7 +37,7 @@ class Pool {
   std::condition_variable wake_;
   const std::function<void(int)>* work_ = nullptr;
   std::atomic<unsigned> generation_{0}, passed_{0};
-  std::atomic<int> waiting_{0}, running_{0};
+  std::atomic<int> waiting_{0}, sleeping_{0};
   bool ending_ = false;
 };
 

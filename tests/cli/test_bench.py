@@ -101,6 +101,11 @@ def test_bad_input_is_one_line_and_nothing_is_made(refused, byte_model, monkeypa
     assert part in refused("bench", "speed", "--model", byte_model, *arguments)
 
 
+def test_a_predictor_that_cannot_be_run_natively_is_one_line(refused, byte_model, predictor):
+    line = refused("bench", "speed", "--model", byte_model, "--dtype", "fp32", "--select", f"lowrank={predictor}", "--index-dtype", "int4")
+    assert "keeps importance keys in int8, not in int4" in line
+
+
 def test_somebody_elses_file_is_kept(refused, byte_model, tmp_path):
     (tmp_path / "letter.txt").write_text("keep me")
     line = refused("bench", "speed", "--model", byte_model, "--json", tmp_path / "letter.txt")

@@ -252,7 +252,8 @@ def check_top(level, values, take):
 @few
 def test_top(level, kind, n, part, seed):
     values = ordered(n, kind, seed)
-    for take in (-1, 0, 1, int(part * n), n - 1, n, n + 5):
+    largest = int((values == values.max(initial=-np.inf)).sum())
+    for take in (-1, 0, 1, largest - 1, largest, largest + 1, int(part * n), n - 1, n, n + 5):
         check_top(level, values, take)
 
 
@@ -298,9 +299,14 @@ def test_score_keys(level, heads, blocks, pairs, seed):
     keys = g.integers(-127, 128, (blocks, pairs, 16, 2))
     queries = g.integers(-(2**24) // (2 * pairs), 2**24 // (2 * pairs), (heads, 2 * pairs)).clip(-32767, 32767)
     scales = g.random(heads).astype(np.float32)
-    found = lib.test_score_keys(level, keys.astype(np.int8).view(np.uint8), queries.astype(np.float32), scales)
+    data = keys.astype(np.int8).view(np.uint8)
+    found = lib.test_score_keys(level, data, queries.astype(np.float32), scales, None)
     expected = np.einsum("bpti,hpi->hbt", keys, queries.reshape(heads, pairs, 2)).reshape(heads, -1)
-    np.testing.assert_array_equal(found, expected.astype(np.float32) * scales[:, None])
+    expected = expected.astype(np.float32) * scales[:, None]
+    np.testing.assert_array_equal(found, expected)
+    some = g.integers(0, blocks, blocks + 1).astype(np.int32)
+    found = lib.test_score_keys(level, data, queries.astype(np.float32), scales, some)
+    np.testing.assert_array_equal(found, expected.reshape(heads, blocks, 16)[:, some].reshape(heads, -1))
 
 
 @at_every_level
@@ -336,6 +342,14 @@ def test_vectors(level, name, n, exponent, seed):
     x, w, b = torch.randn(3, n, generator=g) * torch.tensor([[10.0**exponent], [1.0], [1.0]])
     found = torch.from_numpy(lib.test_vector(level, name, x.numpy(), w.numpy(), b.numpy())[0])
     torch.testing.assert_close(found.double(), VECTORS[name](x.double(), w.double(), b.double()), rtol=2e-5, atol=2e-6)
+
+
+@at_every_level
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_gates_near_zero_are_exact_to_the_last_bits(level, name):
+    x, one = torch.linspace(-2, 2, 4003), torch.ones(4003)
+    found = torch.from_numpy(lib.test_vector(level, name, x.numpy(), one.numpy(), one.numpy())[0])
+    torch.testing.assert_close(found.double(), VECTORS[name](x.double(), 1.0, 0.0), rtol=8e-7, atol=1e-20)
 
 
 @at_every_level

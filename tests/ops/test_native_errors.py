@@ -143,7 +143,7 @@ def new_selection(key=KEYS, model=MODEL, rank=RANK, page=PAGE, layers=(0, 1, 2))
 
 
 def with_producer(width=40, hidden=HIDDEN):
-    selection = lib.Selection(MODEL, RANK, 0, 0)
+    selection = lib.Selection(MODEL, RANK, PAGE, 0)
     selection.set_producer(0, ones(HIDDEN), ones(HIDDEN), matrix(width, hidden))
     return selection
 
@@ -185,7 +185,7 @@ def sequence_of_length(length, **changes):
     return sequence
 
 
-def windowed(window, offset, length):
+def windowed(window, offset, length, selecting=False):
     """A step of a model whose layers have a window, of a sequence that has let go of its first tokens."""
     model = complete()
     sequence = lib.Sequence(model)
@@ -193,7 +193,7 @@ def windowed(window, offset, length):
         model.set_window(i, window)
         sequence.bind(i, rows(), rows(), offset)
     sequence.length = length
-    return step(model, [sequence])
+    return step(model, [sequence], selection=new_selection(RECENCY) if selecting else None, budgets=[4])
 
 
 def no_rotary_kind():
@@ -216,15 +216,15 @@ def page_bounds(pages=16, size=2 * 2 * 3, heads=KV_HEADS):
     return torch.zeros(heads, pages * size, dtype=torch.uint8)
 
 
-def paged(pages=16, size=2 * 2 * 3, selection=None, rule=(1, 32, 1, 16, 0.5)):
-    """A step that scores pages of 16 tokens first, of a sequence of 40 tokens."""
-    model, own = complete(positions=60), new_selection()
-    sequence = new_sequence(model, 60)
+def paged(pages=16, size=2 * 2 * 3, selection=None, rule=(1, 32, 1, 16, 0.5), tokens=40, indexed=64):
+    """A step that scores pages of 16 tokens first."""
+    model, own = complete(positions=300), new_selection()
+    sequence = new_sequence(model, 300)
     for i in range(LAYERS):
-        sequence.bind_index(i, index(64), 64, own)
+        sequence.bind_index(i, index(indexed), indexed, own)
         if pages is not None:
             sequence.bind_pages(i, page_bounds(pages, size), pages, selection or own)
-    sequence.length = 40
+    sequence.length = tokens
     return step(model, [sequence], selection=own, budgets=[36], rule=rule)
 
 
@@ -357,7 +357,7 @@ BAD = {
     # Sequence
     "keys of layer 3": ("no layer 3", lambda: new_sequence(layers=4)),
     "keys of layer -1": ("no layer -1", lambda: new_sequence().bind(-1, rows(), rows())),
-    "flat keys": ("(kv_heads, capacity, 32) bytes", lambda: new_sequence().bind(0, rows()[0], rows())),
+    "deep keys": ("(kv_heads, capacity, 32) bytes", lambda: new_sequence().bind(0, rows()[..., None], rows())),
     "few heads": ("(kv_heads, capacity, 32) bytes", lambda: new_sequence().bind(0, rows(heads=1), rows())),
     "narrow rows": ("(kv_heads, capacity, 32) bytes", lambda: new_sequence().bind(0, rows(), rows(size=31))),
     "fewer values": ("(kv_heads, capacity, 32) bytes", lambda: new_sequence().bind(0, rows(), rows(9))),
@@ -376,13 +376,20 @@ BAD = {
         "the selection is of another model",
         lambda: new_sequence().bind_index(2, index(), 16, new_selection(model=complete(layers=1), layers=[0])),
     ),
+    **{
+        f"index of a model of another {name}": (
+            "the selection is of another model",
+            lambda c={name: value}: new_sequence().bind_index(0, index(), 16, new_selection(model=new_model(**c))),
+        )
+        for name, value in {"kv_format": 1, "head_dim": 16}.items()
+    },
     "half a block": ("multiple of 16", lambda: new_sequence().bind_index(0, index(17), 17, SELECTION)),
     "half a page": ("multiple of 4", lambda: new_sequence().bind_index(0, index(6, 16), 6, new_selection(PAGES))),
     "negative capacity": ("multiple of 16", lambda: new_sequence().bind_index(0, index(), -16, SELECTION)),
     "short index": ("(kv_heads, 96) bytes", lambda: new_sequence().bind_index(0, index()[:, :-1].contiguous(), 16, SELECTION)),
     "short bounds": ("(kv_heads, 256) bytes", lambda: new_sequence().bind_index(0, index(), 16, new_selection(PAGES))),
     "index of one head": ("(kv_heads, 96) bytes", lambda: new_sequence().bind_index(0, index(heads=1), 16, SELECTION)),
-    "flat index": ("(kv_heads, 96) bytes", lambda: new_sequence().bind_index(0, index().flatten(), 16, SELECTION)),
+    "deep index": ("(kv_heads, 96) bytes", lambda: new_sequence().bind_index(0, index()[..., None], 16, SELECTION)),
     "float index": ("right dtype", lambda: new_sequence().bind_index(0, index().float(), 16, SELECTION)),
     "unaligned bounds": (
         "index must be aligned",
@@ -439,6 +446,8 @@ BAD = {
     "no index": ("no room in its index", lambda: selecting(sequences=[sequence_of_length(8)])),
     "forgotten index": ("no room in its index", lambda: selecting(sequences=[after(indexed(SELECTION), "forget_index")])),
     "full index": ("no room in its index", lambda: selecting(sequences=[after(indexed(SELECTION), "bind_index", 1, index(0), 0, SELECTION)])),
+    "index behind": ("no room in its index", lambda: paged(None, tokens=70, rule=(1, 32, 1, 0, 0.5))),
+    "window that selects": ("a layer with a window does not select", lambda: windowed(6, 0, 8, selecting=True)),
     "index of another rank": ("of another selection", lambda: index_of_another_selection(rank=2)),
     "index of pages": ("of another selection", lambda: index_of_another_selection(PAGES)),
     # step with pages
@@ -454,7 +463,7 @@ BAD = {
     "minus 16 pages": ("pages is a multiple of 16", lambda: new_sequence().bind_pages(0, page_bounds(), -16, SELECTION)),
     "pages cut short": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds(15), 16, SELECTION)),
     "pages of one head": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds(heads=1), 16, SELECTION)),
-    "flat pages": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds().flatten(), 16, SELECTION)),
+    "deep pages": ("(kv_heads, 192) bytes", lambda: new_sequence().bind_pages(0, page_bounds()[..., None], 16, SELECTION)),
     "negative pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, -16, 0.5))),
     "pages of 8 tokens": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 8, 0.5))),
     "pages beyond the window": ("at most the window", lambda: paged(rule=(1, 32, 1, 48, 0.5))),
@@ -462,22 +471,51 @@ BAD = {
     "more than all pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 16, 1.5))),
     "NaN pages": ("pages must be a multiple", lambda: paged(rule=(1, 32, 1, 16, float("nan")))),
     "nowhere for pages": ("layer 0 has no room for its pages", lambda: paged(None)),
-    "no room for pages": ("layer 0 has no room for its pages", lambda: paged(0)),
+    "no room for pages": ("layer 0 has no room for its pages", lambda: paged(tokens=256, indexed=304)),
     "pages of another rank": ("pages are of another", lambda: paged(size=4, selection=new_selection(rank=2))),
     # tests of kernels
     "level of a product": ("no instruction set level", lambda: lib.test_matvec("sse9", matrix(3, 3), np.zeros((1, 3), np.float32))),
     "columns of a product": ("more columns", lambda: lib.test_matvec("portable", matrix(3, 3), np.zeros((1, 33), np.float32))),
     "what is no vector's kernel": ("no kernel 'relu'", lambda: lib.test_vector("portable", "relu", ones(2), ones(2), ones(2))),
     "vectors of two lengths": ("of one length", lambda: lib.test_vector("portable", "silu", ones(2), ones(3), ones(2))),
-    "softmax of nothing": ("no scores", lambda: lib.test_sum_softmax2("portable", np.zeros((0, 3), np.float32))),
+    "a short third vector": ("of one length", lambda: lib.test_vector("portable", "silu", ones(2), ones(2), ones(1))),
+    "softmax of no heads": ("no scores", lambda: lib.test_sum_softmax2("portable", np.zeros((0, 3), np.float32))),
+    "softmax of no tokens": ("no scores", lambda: lib.test_sum_softmax2("portable", np.zeros((3, 0), np.float32))),
     "little bandwidth": ("out of range", lambda: lib.read_bandwidth("portable", POOL, 1000, 1)),
+    "endless bandwidth": ("out of range", lambda: lib.read_bandwidth("portable", POOL, 2**36 + 1, 0)),
     "no repeats": ("out of range", lambda: lib.read_bandwidth("portable", POOL, 1 << 20, 0)),
-    "no keys to score": ("keys must be", lambda: lib.test_score_keys("portable", rows(), np.zeros((1, 2), np.float32), ones(1))),
-    "queries of keys": (
-        "queries must be",
-        lambda: lib.test_score_keys("portable", np.zeros((1, 2, 16, 2), np.uint8), np.zeros((1, 2), np.float32), ones(1)),
-    ),
-    "bounds of pages": ("bounds must be", lambda: lib.test_score_pages("portable", np.zeros((3, 2, 4), np.uint8), 0, ones(2))),
+    **{
+        f"keys of shape {shape}": (
+            "keys must be",
+            lambda s=shape: lib.test_score_keys("portable", np.zeros(s, np.uint8), np.zeros((1, 4), np.float32), ones(1), None),
+        )
+        for shape in ((2, 2, 16), (1, 2, 15, 2), (1, 2, 16, 3), (1, 2, 16, 2, 1))
+    },
+    **{
+        f"{heads} queries of {width}, {scales} scales": (
+            "queries must be",
+            lambda h=heads, w=width, s=scales: lib.test_score_keys(
+                "portable", np.zeros((1, 2, 16, 2), np.uint8), np.zeros((h, w), np.float32), ones(s), None
+            ),
+        )
+        for heads, width, scales in ((1, 3, 1), (1, 5, 1), (2, 4, 1))
+    },
+    **{
+        f"block {block}": (
+            "a block is out of range",
+            lambda b=block: lib.test_score_keys(
+                "portable", np.zeros((3, 2, 16, 2), np.uint8), np.zeros((1, 4), np.float32), ones(1), np.array([0, b], np.int32)
+            ),
+        )
+        for block in (-1, 3)
+    },
+    **{
+        f"bounds of shape {shape}, {width} channels": (
+            "bounds must be",
+            lambda s=shape, w=width: lib.test_score_pages("portable", np.zeros(s, np.uint8), 0, ones(w)),
+        )
+        for shape, width in (((3, 2, 4), 2), ((3, 1, 8), 2), ((3, 2, 8, 1), 2), ((6, 8), 2), ((3, 2, 0), 0), ((3, 2, 2052), 513))
+    },
     "bounds in int8": ("bounds are kept", lambda: lib.test_score_pages("portable", np.zeros((3, 2, 4), np.uint8), 2, ones(2))),
 }
 
@@ -498,8 +536,20 @@ def test_what_does_not_fit_is_a_value_error(what):
         ("keys and values must be (tokens, 32) bytes", {"values": np.zeros((4, 32), np.uint8)}),
         ("keys and values must be (tokens, 32) bytes", {"values": np.zeros(5 * 32, np.uint8)}),
         ("keys and values must be (tokens, 16) bytes", {"format": 1}),
-        ("keys and values must be (tokens, 0) bytes", {"queries": np.zeros((3, 0), np.float32)}),
-        ("keys and values must be (tokens, 2052) bytes", {"queries": np.zeros((3, 513), np.float32)}),
+        ("keys and values must be (tokens, 32) bytes", {"keys": np.zeros((5, 32, 1), np.uint8)}),
+        ("keys and values must be (tokens, 32) bytes", {"values": np.zeros((5, 32, 1), np.uint8)}),
+        ("keys and values must be (tokens, 32) bytes", {"values": np.zeros((5, 36), np.uint8)}),
+        *(
+            (
+                f"keys and values must be (tokens, {4 * width}) bytes",
+                {
+                    "queries": np.zeros((3, width), np.float32),
+                    "keys": np.zeros((5, 4 * width), np.uint8),
+                    "values": np.zeros((5, 4 * width), np.uint8),
+                },
+            )
+            for width in (0, 513)
+        ),
         ("no token to attend to", {"indices": np.zeros(0, np.int32)}),
         ("no token to attend to", {"keys": np.zeros((0, 32), np.uint8), "values": np.zeros((0, 32), np.uint8)}),
         ("an index is out of range", {"indices": np.array([0, 5], np.int32)}),

@@ -142,7 +142,7 @@ class _Counter:
     def turn(self, signs: float = 1.0) -> None:
         self._done = min(self._done + signs, self._total)
         if self._progress is not None:
-            self._progress(int(self._done), self._total, self._note)
+            self._progress(round(self._done), self._total, self._note)
 
     def prefilled(self, tokens: int) -> None:
         self.turn(tokens / _TOKENS_A_SIGN)
