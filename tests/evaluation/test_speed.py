@@ -498,6 +498,7 @@ def test_a_random_model_is_the_llama_that_its_shape_says(small):
 def test_the_shape_of_a_billion_weights_is_as_stated():
     with torch.device("meta"):
         model = LlamaForCausalLM(random_shapes.LlamaConfig(**random_shapes.SHAPES["1b"]))
+    model.tie_weights()
     assert sum(p.numel() for p in model.parameters()) == 1_235_814_400
 
 

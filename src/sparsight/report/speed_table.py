@@ -97,7 +97,7 @@ def _caption(result: Mapping[str, Any]) -> str:
         f"ms a token: median of {counted} steps, in turns with the others; 10–90 %: percentiles of these",
         "read a token: weights, keys and values, importance keys and predictor, as they are stored",
         f"of the bandwidth: at which as many threads read memory, {reads}",
-        "vs: how many times as fast as native dense, or as llama.cpp, with the same weights, context and threads",
+        "vs: times as fast as native dense or llama.cpp, at the same weights, context and threads",
     ]
     if interval > 1:
         lines.append(f"interval {interval}: native figures are means over runs of so many steps, which begin with a choice")
