@@ -16,7 +16,7 @@ PANEL, GROUP = 16, 32
 FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 """What weights can be kept in, and the number the kernels know it by."""
 
-_ROWS = 4096
+_ROWS = 1024
 # Rows packed at a time: the float32 copies of a vocabulary's matrix would be larger than the model.
 
 _SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84)
