@@ -248,8 +248,8 @@ class Step {
       std::vector<Input> inner;
       for (int b = 0; b < batch; b++) {
         Row& row = own.rows[batch + b];
-        std::copy_n(hidden[p->producer][b].begin(), m_producer(p->producer).down.rows, row.values.begin());
-        inner.push_back(row.input(k, p->up, m_producer(p->producer).down.rows));
+        std::copy_n(hidden[p->producer][b].begin(), producer_of(p->producer).down.rows, row.values.begin());
+        inner.push_back(row.input(k, p->up, producer_of(p->producer).down.rows));
       }
       multiply(t, p->up, inner, pointers(emitted), nullptr);
     }
@@ -269,7 +269,7 @@ class Step {
     }
   }
 
-  const Producer& m_producer(int layer) const { return a.selection->producers[layer]; }
+  const Producer& producer_of(int layer) const { return a.selection->producers[layer]; }
 
   // A query or key as attention sees it: normed by head, then turned.
   void finish_head(float* x, const float* norm, const Rotary& turn, int at) {
@@ -358,7 +358,6 @@ class Step {
       work.out = partial.data() + (size_t)item * group * z.head_dim;
       k.attend(work);
     }
-    if (own.pieces.empty()) return;
   }
 
   // Joins the pieces of attention and multiplies with the output projection.

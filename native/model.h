@@ -119,8 +119,6 @@ class Model {
   Matrix embedding, head;
   const float* final_norm = nullptr;
 
-  // Throws Misfit if something is missing.
-  void check() const;
   // Returns the index of the largest logit of each sequence, or -1 where one is not finite.
   std::vector<int> step(Pool& pool, const StepArguments& arguments);
 

@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from sparsight.errors import ConfigError, ModelError, TextError
+from sparsight.errors import ArtifactError, ConfigError, ModelError, TextError
 from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime import Budget, Plan, Rule, apply
 from sparsight.runtime.decoder import Decoder, why_not_native, why_not_native_model
@@ -282,6 +283,30 @@ def test_what_cannot_run_natively_says_why(families, stories, ready_selector):
     assert "int4" in why_not_native(Plan(ready_selector("lowrank", stories, index_dtype="int4"), Budget(40)))
     with pytest.raises(ConfigError, match="--runtime hf"):
         Decoder(stories, "fp32", threads=1).step([Decoder(stories, "fp32").new_sequence()], [1], oracle)
+
+
+def test_a_predictor_of_another_model_is_refused(stories, families, ready_selector):
+    selector = ready_selector("lowrank", stories)
+    decoder, plan = Decoder(stories, "fp32", threads=1), Plan(selector, Budget(40))
+    selector.artifact = SimpleNamespace(model_fingerprint="f" * 64, model_name="another")
+    with pytest.raises(ArtifactError, match="for the model 'another'"):
+        decoder.selection(plan)
+    del selector.artifact
+    assert decoder.selection(plan) is decoder.selection(plan)
+    with pytest.raises(ArtifactError, match="was made for"):
+        decoder.selection(Plan(ready_selector("lowrank", families("llama")), Budget(40)))
+
+
+def test_a_step_does_not_ask_a_method_for_its_pieces_again(stories, ready_selector, monkeypatch):
+    selector = ready_selector("lowrank", stories)
+    decoder, plan = Decoder(stories, "fp32", threads=1), Plan(selector, Budget(40))
+    decoder.selection(plan)
+    monkeypatch.setattr(selector, "pieces", lambda: pytest.fail("asked again"))
+    sequence = decoder.new_sequence()
+    decoder.prefill(sequence, [5] * 60)
+    assert decoder.step([sequence], [6], plan).budgets == [40]
+    with pytest.raises(ConfigError, match="neighbour"):
+        decoder.step([sequence], [6], dataclasses.replace(plan, rule=Rule(neighbours=1)))
 
 
 def test_bad_input_changes_nothing(stories):

@@ -101,6 +101,40 @@ class DecodeRun(Handler):
         return indices
 
 
+def check_fits(model: LoadedModel | Any, plan: Plan) -> tuple[Any, Anatomy]:
+    """The network of a model and its anatomy, if the plan's selector can be used with it.
+
+    Raises
+    ------
+    ArtifactError
+        If the plan's selector was made for another model.
+    ConfigError
+        If the selector is on another device than the model.
+    """
+    if isinstance(model, LoadedModel):
+        network, anatomy = model.model, model.anatomy
+    else:
+        network, anatomy = model, Anatomy.of(model)
+    artifact = getattr(plan.selector, "artifact", None)
+    if isinstance(model, LoadedModel) and artifact is not None and artifact.model_fingerprint != model.fingerprint:
+        raise ArtifactError(
+            f"the predictor {plan.selector.name!r} is for the model {artifact.model_name!r} (fingerprint "
+            f"{artifact.model_fingerprint[:12]}), but came with {model.name!r} (fingerprint {model.fingerprint[:12]}); "
+            "use a predictor of this model"
+        )
+    if Geometry.of(anatomy) != plan.selector.geometry:
+        raise ArtifactError(
+            f"the selector {plan.selector.name!r} was made for {plan.selector.geometry}, but the model is {Geometry.of(anatomy)}; "
+            "use a predictor of this model"
+        )
+    if (misplaced := next((t.device for t in plan.selector.state_dict().values()), network.device)) != network.device:
+        raise ConfigError(
+            f"the predictor {plan.selector.name!r} is on {misplaced}, but the model is on {network.device}; "
+            f"move it: selector.to({str(network.device)!r})"
+        )
+    return network, anatomy
+
+
 @contextmanager
 def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None) -> Iterator[DecodeRun]:
     """Put a model under a plan for the duration of a `with` block.
@@ -129,27 +163,7 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
     >>> with sparsight.apply(model, plan):          # doctest: +SKIP
     ...     model.model.generate(**inputs)
     """
-    if isinstance(model, LoadedModel):
-        network, anatomy = model.model, model.anatomy
-    else:
-        network, anatomy = model, Anatomy.of(model)
-    artifact = getattr(plan.selector, "artifact", None)
-    if isinstance(model, LoadedModel) and artifact is not None and artifact.model_fingerprint != model.fingerprint:
-        raise ArtifactError(
-            f"the predictor {plan.selector.name!r} is for the model {artifact.model_name!r} (fingerprint "
-            f"{artifact.model_fingerprint[:12]}), but came with {model.name!r} (fingerprint {model.fingerprint[:12]}); "
-            "use a predictor of this model"
-        )
-    if Geometry.of(anatomy) != plan.selector.geometry:
-        raise ArtifactError(
-            f"the selector {plan.selector.name!r} was made for {plan.selector.geometry}, but the model is {Geometry.of(anatomy)}; "
-            "use a predictor of this model"
-        )
-    if (misplaced := next((t.device for t in plan.selector.state_dict().values()), network.device)) != network.device:
-        raise ConfigError(
-            f"the predictor {plan.selector.name!r} is on {misplaced}, but the model is on {network.device}; "
-            f"move it: selector.to({str(network.device)!r})"
-        )
+    network, anatomy = check_fits(model, plan)
     run = DecodeRun(anatomy, plan, network.config, observer)
     with torch.no_grad(), attached(network, run, plan.selector.producers):
         yield run

@@ -23,11 +23,12 @@ from ...models.weights import DecoderWeights, decoder_weights
 from ...ops.native import level, library, need_library, pool
 from ...ops.packing import FORMATS, Packed
 from ...tokens import Selector
+from ..apply import check_fits
 from ..memory import available_bytes
 from ..plan import Plan
 from ..rule import Rule
 from .packed import pack_decoder, packed_bytes
-from .selection import NativeSelection, native_matrix, why_not_native
+from .selection import NativeSelection, native_matrix, why_not_native, why_not_native_rule
 from .sequence import DecoderSequence
 
 _FEWEST_POSITIONS = 1024
@@ -310,13 +311,17 @@ class Decoder:
 
         Raises
         ------
+        ArtifactError
+            If the selector was made for another model.
         ConfigError
             If the plan cannot run natively.
         """
-        if (reason := why_not_native(plan)) is not None:
-            raise ConfigError(f"the native decoder cannot run this plan: {reason}; use --runtime hf")
         found = self._selections.get(plan.selector)
+        # Asked at every step: what does not change with the rule is looked at once.
+        if (reason := why_not_native(plan) if found is None else why_not_native_rule(plan.rule)) is not None:
+            raise ConfigError(f"the native decoder cannot run this plan: {reason}; use --runtime hf")
         if found is None:
+            check_fits(self.loaded, plan)
             found = self._selections[plan.selector] = NativeSelection(self, plan.selector)
         return found
 

@@ -6,17 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from ...ops import UNUSED
+from ..apply import Observer
 from ..encode import end_tokens
 from ..generation import Decoding, Generation, Streamer, finished_row
 from ..plan import Plan
 from .decoder import Decoder, Step
 from .sampling import Sampler
 from .sequence import DecoderSequence
-
-Observer = Callable[[int, int, Tensor], None]
 
 
 def decode_native(

@@ -12,6 +12,7 @@ from ...ops.packing import FORMATS, PANEL, Packed, pack
 from ...tokens import Selector
 from ...tokens.pieces import LayerPieces, Pieces
 from ..plan import Plan
+from ..rule import Rule
 
 if TYPE_CHECKING:
     from .decoder import Decoder
@@ -23,17 +24,24 @@ _REDUCTIONS = {"softmax-sum": 0, "max": 1, "mean": 2}
 
 def why_not_native(plan: Plan) -> str | None:
     """Why the native decoder cannot run a plan, in a few words; None if it can."""
-    rule, selector = plan.rule, plan.selector
+    selector = plan.selector
+    if (reason := why_not_native_rule(plan.rule)) is not None:
+        return reason
     if (dtype := getattr(selector.config, "index_dtype", "int8")) != "int8":
         return f"it keeps importance keys in int8, not in {dtype}"
+    if selector.pieces() is None:
+        return f"the method {selector.name!r} is not made of the pieces it has"
+    return None
+
+
+def why_not_native_rule(rule: Rule) -> str | None:
+    """Why the native decoder cannot choose by a rule, in a few words; None if it can."""
     if rule.neighbours:
         return "it has no neighbour fetch"
     if rule.pages % PANEL:
         return f"its pages are multiples of {PANEL} tokens, not {rule.pages}"
     if rule.thresholds is not None:
         return "it has no thresholds"
-    if selector.pieces() is None:
-        return f"the method {selector.name!r} is not made of the pieces it has"
     return None
 
 
