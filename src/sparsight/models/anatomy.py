@@ -5,6 +5,7 @@ from operator import attrgetter
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from sparsight.errors import ModelError
 from sparsight.models.families import (
@@ -213,6 +214,49 @@ class Anatomy:
     def rotary_kind(self, layer: int) -> str:
         """Layers of the same kind share a rotary table."""
         return self._model.config.layer_types[layer] if self._names.rotary_by_type else ""
+
+    def head_output(self, i: int) -> nn.Linear:
+        """Projection of layer `i` whose input `(batch, rows, query_heads * head_dim)` holds the heads' outputs side by side."""
+        return attrgetter(self._names.head_output)(self.attention(i))
+
+    def neuron_output(self, i: int) -> nn.Linear:
+        """Projection of layer `i` whose input holds the neurons' activations: `(batch, rows, intermediate_size)`, or all rows in one."""
+        return attrgetter(self._names.down)(self.layer(i))
+
+    def neuron_input(self, i: int) -> nn.Linear:
+        """Projection whose input `(..., hidden)` is what the feed-forward part of layer `i` receives; it gives the gate where there is one."""
+        return attrgetter(self._names.gate or self._names.up)(self.layer(i))
+
+    @property
+    def gated(self) -> bool:
+        """Whether a neuron is `activation(gate) * up`; otherwise it is `activation(up)`."""
+        return self._names.gate is not None
+
+    def gates(self, projected: torch.Tensor) -> torch.Tensor:
+        """Activated gates `(..., intermediate_size)` from what `neuron_input` gave."""
+        activation = ACT2FN[getattr(self._model.config, self._names.activation)]
+        return activation(projected[..., : self.intermediate_size])
+
+    def projections(self, i: int) -> dict[str, tuple[nn.Linear, slice]]:
+        """Where the weights of layer `i` are that heads and neurons are rows or columns of.
+
+        Returns
+        -------
+        dict of str to (module, rows)
+            "query" and "up", and "gate" where there is one: a module and its rows, which may hold other things too; "head_output" and
+            "down": modules whose columns are meant, with all their rows.
+        """
+        names, layer, attention = self._names, self.layer(i), self.attention(i)
+        wide, everything = self.intermediate_size, slice(None)
+        found = {
+            "query": (attrgetter(names.query)(attention), slice(self.query_heads * self.head_dim) if names.fused_query else everything),
+            "head_output": (self.head_output(i), everything),
+            "up": (attrgetter(names.up)(layer), slice(wide, 2 * wide) if names.fused_gate else everything),
+            "down": (self.neuron_output(i), everything),
+        }
+        if names.gate is not None:
+            found["gate"] = (attrgetter(names.gate)(layer), slice(wide) if names.fused_gate else everything)
+        return found
 
     def query_weight_elements(self, i: int) -> int:
         """Number of elements of `W_Q` of layer `i` (no bias)."""

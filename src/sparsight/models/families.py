@@ -27,8 +27,14 @@ class Family:
         Paths from a layer.
     query, query_norm : str, str or None
         Paths from an attention: the projection, and the norm of each head's query if there is one.
-    intermediate : str
-        The configuration's name for the width of the feed-forward part.
+    head_output : str
+        Path from an attention: the projection that receives the heads' outputs, side by side.
+    gate, up, down : str or None, str, str
+        Paths from a layer: the projections of the feed-forward part. Without a gate, `up` is the one that is activated.
+    activation, intermediate : str
+        The configuration's names for the activation and the width of the feed-forward part.
+    fused_gate : bool
+        Whether `up` gives gate and up in one, gates first.
     fused_query : bool
         Whether the projection gives queries, keys and values in one, queries first.
     scaled_query : bool
@@ -48,7 +54,13 @@ class Family:
     input_norm: str = "input_layernorm"
     query: str = "q_proj"
     query_norm: str | None = None
+    head_output: str = "o_proj"
+    gate: str | None = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    activation: str = "hidden_act"
     intermediate: str = "intermediate_size"
+    fused_gate: bool = False
     fused_query: bool = False
     scaled_query: bool = False
     rotary_by_type: bool = False
@@ -56,7 +68,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "gemma3_text": Family(query_norm="q_norm", rotary_by_type=True),
+    "gemma3_text": Family(query_norm="q_norm", activation="hidden_activation", rotary_by_type=True),
     "llama": Family(),
     "mistral": Family(),
     "opt": Family(
@@ -64,11 +76,16 @@ FAMILIES: dict[str, Family] = {
         embeddings=("embed_tokens", "embed_positions"),
         rotary=None,
         input_norm="self_attn_layer_norm",
+        head_output="out_proj",
+        gate=None,
+        up="fc1",
+        down="fc2",
+        activation="activation_function",
         intermediate="ffn_dim",
         scaled_query=True,
         norm_first="do_layer_norm_before",
     ),
-    "phi3": Family(query="qkv_proj", fused_query=True),
+    "phi3": Family(query="qkv_proj", fused_query=True, gate="mlp.gate_up_proj", up="mlp.gate_up_proj", fused_gate=True),
     "qwen2": Family(),
     "qwen3": Family(query_norm="q_norm"),
 }

@@ -1,0 +1,1 @@
+"""Which heads and neurons to compute: one file a method."""
