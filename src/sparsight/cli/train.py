@@ -37,14 +37,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     from ..artifacts import check_target
     from ..errors import ConfigError
-    from ..tokens import method
-    from ..tokens.pretrained import typed_settings
+    from ..tokens.base import REGISTRY
     from ..training import TrainingConfig, read_documents, train_predictor
     from .options import load_model
     from .progress import bar
 
-    cls = method(args.method)
-    settings = typed_settings(cls, args.set)
+    settings = REGISTRY.typed_settings(args.method, args.set)
     if args.tokens is not None and args.tokens < 1:
         raise ConfigError(f"--tokens must be at least 1, got {args.tokens}")
     if args.window is not None and args.window < 1:

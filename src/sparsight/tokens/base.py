@@ -7,8 +7,6 @@ there; nothing else has to be touched.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops import visible_tokens
+from ..registry import Registry
 from .pieces import Pieces
 
 
@@ -194,63 +193,8 @@ class Selector(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-_METHODS: dict[str, type[Selector]] = {}
-
-
-def register(name: str) -> Callable[[type[Selector]], type[Selector]]:
-    """Class decorator: make a `Selector` known under `name`."""
-
-    def add(cls: type[Selector]) -> type[Selector]:
-        if name in _METHODS:
-            raise ConfigError(f"two methods are registered as {name!r}")
-        cls.name = name
-        _METHODS[name] = cls
-        return cls
-
-    return add
-
-
-def methods() -> dict[str, type[Selector]]:
-    """All methods by name; every module of this package is imported to find them."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
-    return dict(sorted(_METHODS.items()))
-
-
-def method(name: str) -> type[Selector]:
-    """The method called `name`.
-
-    Raises
-    ------
-    ConfigError
-        If there is none; the message lists those that exist.
-    """
-    known = methods()
-    if name not in known:
-        raise ConfigError(f"unknown method {name!r}; choose one of {', '.join(known)}")
-    return known[name]
-
-
-def make_config(name: str, settings: dict[str, Any]) -> Any:
-    """A method's config from a mapping; unknown keys and values of the wrong kind are errors.
-
-    Raises
-    ------
-    ConfigError
-    """
-    config_class = method(name).Config
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
-    for key, value in settings.items():
-        if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise ConfigError(
-                f"unknown setting {key!r} of method {name!r} (it has: {known}); written by a newer version? upgrade sparsight"
-            )
-        default = fields[key].default
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise ConfigError(f"setting {key!r} of method {name!r} must be a {type(default).__name__}, got {value!r}")
-    return config_class(**settings)
+REGISTRY = Registry(__package__, "--select")
+register, methods, method, make_config = REGISTRY.register, REGISTRY.methods, REGISTRY.method, REGISTRY.make_config
 
 
 def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
@@ -267,13 +211,6 @@ def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
     if selector.selects and not selector.layers:
         raise ConfigError(f"{name!r} has nothing to choose: no layer of this model but the first attends over the whole context")
     return selector
-
-
-def positive(config: Any, *names: str) -> None:
-    """Raise `ConfigError` unless the named settings are at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"setting {name!r} must be at least 1, got {getattr(config, name)}")
 
 
 def stacked_parameter(*shape: int) -> nn.Parameter:

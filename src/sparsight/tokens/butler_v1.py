@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..ops import GrowingTensor, dense_attention, visible_tokens
-from .base import Geometry, Rows, positive, register
+from ..registry import positive
+from .base import Geometry, Rows, register
 from .keyed import KeyedSelector, KeyIndex, check_loss
 from .projected import split_heads
 

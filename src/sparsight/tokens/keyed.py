@@ -20,7 +20,8 @@ from ..ops import (
     page_candidates,
     unpack_channels,
 )
-from .base import Geometry, Index, Rows, Selector, positive
+from ..registry import positive
+from .base import Geometry, Index, Rows, Selector
 
 LOSSES = ("full", "selectable", "group", "logits")
 """What a predictor is distilled on; see `training.loss`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..artifacts import SHINGLES, Artifact, load_artifact, read_bytes, save_arti
 from ..errors import ArtifactError, ConfigError, StorageError
 from ..models import LoadedModel
 from ..ops import INDEX_DTYPES
-from .base import Geometry, Selector, create, make_config, method
+from .base import REGISTRY, Geometry, Selector, create, make_config, method
 
 
 def save_pretrained(
@@ -198,12 +197,12 @@ def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> S
     ArtifactError
         If there is no predictor of this method for this model, or the folder is not one.
     """
-    name, settings, folder = _parse(spec)
+    name, settings, folder = REGISTRY.parse(spec)
     cls = method(name)
     if not cls.learned:
         if folder is not None:
             raise ConfigError(f"method {name!r} has no weights, but {spec!r} gives a folder; write --select {name}")
-        chosen = create(name, Geometry.of(loaded.anatomy), **typed_settings(cls, settings))
+        chosen = create(name, Geometry.of(loaded.anatomy), **REGISTRY.typed_settings(name, settings))
         return chosen.to(loaded.model.device).requires_grad_(False).eval()
     if settings:
         raise ConfigError(
@@ -231,42 +230,6 @@ def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> S
 
 def _shipped_folder() -> Path:
     return Path(str(files("sparsight") / "predictors"))
-
-
-def typed_settings(cls: type[Selector], pairs: Sequence[str]) -> dict[str, Any]:
-    """Settings of a method from `key=value` texts, each of the type of its field's default.
-
-    Unknown keys are left for `make_config` to name.
-
-    Raises
-    ------
-    ConfigError
-        If a text is not `key=value`, or a value cannot be read.
-    """
-    defaults = {f.name: f.default for f in dataclasses.fields(cls.Config)}
-    typed: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, text = (part.strip() for part in pair.partition("="))
-        if not key or not text:
-            raise ConfigError(f"cannot read {pair!r} as a setting of {cls.name!r}; write key=value")
-        kind = type(defaults.get(key, text))
-        try:
-            typed[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            what = f"setting {key!r} of method {cls.name!r}"
-            raise ConfigError(f"{what} must be a {kind.__name__}, got {text!r}") from None
-    return typed
-
-
-def _parse(spec: str) -> tuple[str, list[str], str | None]:
-    """Name, settings and folder of `NAME`, `NAME=FOLDER` or `NAME:key=value,...`."""
-    if ":" in spec.partition("=")[0]:
-        name, _, rest = spec.partition(":")
-        return name.strip(), rest.split(","), None
-    name, equals, folder = spec.partition("=")
-    if equals and not folder.strip():
-        raise ConfigError(f"{spec!r} gives no folder after '='; write {name.strip()}=FOLDER or {name.strip()}")
-    return name.strip(), [], folder.strip() if equals else None
 
 
 def _stored_geometry(artifact: Artifact) -> Geometry:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .base import Geometry, Rows, positive, stacked_parameter
+from ..registry import positive
+from .base import Geometry, Rows, stacked_parameter
 from .keyed import KeyedSelector, check_loss
 from .pieces import LayerPieces, Pieces, ProducerPieces
 

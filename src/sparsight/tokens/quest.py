@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..ops import GrowingTensor, group_importance, page_bound
-from .base import Geometry, Index, Rows, Selector, positive, register
+from ..registry import positive
+from .base import Geometry, Index, Rows, Selector, register
 from .pieces import LayerPieces, Pieces
 
 
