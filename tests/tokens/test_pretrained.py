@@ -1,6 +1,7 @@
 """Selectors from disk: only for the model they were trained for, and only whole."""
 
 import dataclasses
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from sparsight.artifacts import sha256_bytes
 from sparsight.artifacts.store import _settings_hash
 from sparsight.errors import ArtifactError, ConfigError
 from sparsight.models import LoadedModel
-from sparsight.tokens import Geometry, methods, pretrained
+from sparsight.tokens import Geometry, methods
 from sparsight.tokens.pretrained import find_shipped, from_pretrained, resolve, save_pretrained
+
+restore = importlib.import_module("sparsight.artifacts.restore")
 
 KNOWN = np.arange(7, dtype=np.uint64) + np.uint64(2**64 - 9)
 
@@ -204,7 +207,7 @@ def test_resolve_says_what_is_wrong(spec, part):
 
 
 def test_shipped_predictors_are_found_by_method_and_fingerprint(folder, monkeypatch):
-    monkeypatch.setattr(pretrained, "_shipped_folder", lambda: folder.parent)
+    monkeypatch.setattr(restore, "_shipped_folder", lambda: folder.parent)
     (folder.parent / "damaged").mkdir()
     (folder.parent / "damaged" / "config.json").write_text("{")
     assert find_shipped("foresight", "ab" * 32) == folder
@@ -216,6 +219,6 @@ def test_shipped_predictors_are_found_by_method_and_fingerprint(folder, monkeypa
 
 
 def test_folder_of_shipped_predictors_is_in_the_package():
-    assert (pretrained._shipped_folder() / "__init__.py").is_file()
-    for config in pretrained._shipped_folder().glob("*/config.json"):
+    assert (restore._shipped_folder() / "__init__.py").is_file()
+    for config in restore._shipped_folder().glob("*/config.json"):
         assert from_pretrained(config.parent).name in methods()

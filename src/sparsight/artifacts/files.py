@@ -14,8 +14,9 @@ from typing import BinaryIO
 
 from ..errors import ArtifactError, StorageError
 
-KIND = "sparsight-predictor"
-"""Value of the key `kind` in the config.json of every predictor folder."""
+KIND, UNITS = "sparsight-predictor", "sparsight-units"
+KINDS = (KIND, UNITS)
+"""Values of the key `kind` in the config.json of a predictor folder: it foresees tokens, or heads and neurons."""
 
 _LEFTOVER = re.compile(r"checkpoint\.safetensors|\..+\.[0-9a-f]{12}\.tmp")
 # What training, or a kill of it, may leave in a predictor's folder. It goes when the finished predictor is written.
@@ -136,7 +137,7 @@ def _is_ours(config: Path) -> bool:
         content = json.loads(read_bytes(config))
     except (StorageError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and content.get("kind") == KIND
+    return isinstance(content, dict) and content.get("kind") in KINDS
 
 
 def _write_file(path: Path, data: bytes | str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ArtifactError
 from .card import model_card
-from .files import KIND, check_replaceable, read_bytes, sha256_bytes, write_folder_atomically
+from .files import KIND, KINDS, check_replaceable, read_bytes, sha256_bytes, write_folder_atomically
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -61,6 +61,8 @@ class Artifact:
         Of `model.safetensors`; set when saved.
     settings_sha256 : str
         Of method, settings, geometry and model fingerprint, without which the weights mean something else; set when saved.
+    kind : str
+        What it predicts: `KIND` for tokens, `UNITS` for heads and neurons.
     folder : Path or None
         Where it was read from; not stored.
     """
@@ -79,6 +81,7 @@ class Artifact:
     format: int = FORMAT
     sha256: str = ""
     settings_sha256: str = ""
+    kind: str = KIND
     folder: Path | None = field(default=None, compare=False, repr=False)
 
 
@@ -151,12 +154,10 @@ def save_artifact(
         sha256=sha256_bytes(weights),
     )
     stored.settings_sha256 = _settings_hash(dataclasses.asdict(stored))
-    fields = {"kind": KIND} | {name: getattr(stored, name) for name in _TYPES if name != "kind"}
+    fields = {name: getattr(stored, name) for name in _TYPES}
     config = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # As it will be read again: tuples have become lists.
-    stored = Artifact(
-        **{name: value for name, value in json.loads(config).items() if name != "kind"}, folder=Path(folder)
-    )
+    stored = Artifact(**json.loads(config), folder=Path(folder))
     write_folder_atomically(folder, {CONFIG: config, WEIGHTS: weights, CARD: model_card(stored)})
     return stored
 
@@ -224,9 +225,9 @@ def _read_config(folder: Path) -> Artifact:
         fields = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"'{path}' is not valid JSON ({error}); get the predictor again") from error
-    if not isinstance(fields, dict) or fields.get("kind") != KIND:
+    if not isinstance(fields, dict) or fields.get("kind") not in KINDS:
         raise ArtifactError(
-            f'\'{path}\' does not describe a predictor of sparsight (no "kind": "{KIND}"); give another folder'
+            f"'{path}' does not describe a predictor of sparsight (its \"kind\" is not {' or '.join(KINDS)}); give another folder"
         )
     stored = fields.get("format")
     if type(stored) is int and stored > FORMAT:
@@ -258,7 +259,6 @@ def _read_config(folder: Path) -> Artifact:
         raise ArtifactError(
             f"'{path}' was altered: {', '.join(_SETTINGS)} are not what was saved; get the predictor again"
         )
-    del fields["kind"]
     return Artifact(**fields, folder=folder)
 
 

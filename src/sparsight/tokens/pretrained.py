@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..artifacts import SHINGLES, Artifact, load_artifact, read_bytes, save_artifact
-from ..errors import ArtifactError, ConfigError, StorageError
+from ..artifacts import KIND, Artifact, load_artifact, place, restore, save_artifact, shipped_artifact
+from ..errors import ArtifactError, ConfigError
 from ..models import LoadedModel
 from ..ops import INDEX_DTYPES
 from .base import REGISTRY, Geometry, Selector, create, make_config, method
@@ -126,52 +123,12 @@ def selector_from(
     ------
     ArtifactError
     """
-    place = _place(artifact)
-    if fingerprint is not None and fingerprint != artifact.model_fingerprint:
-        raise ArtifactError(
-            f"{place} is for the model {artifact.model_name!r} (fingerprint {artifact.model_fingerprint[:12]}), but "
-            "came with "
-            f"{model_name!r} (fingerprint {fingerprint[:12]}); use a predictor of this model, or train one: "
-            f"sparsight train --model {model_name} --method {artifact.method} --out DIR"
-        )
-    if (stored := _stored_geometry(artifact)) != geometry:
-        raise ArtifactError(f"{place} is for {stored}, but the model is {geometry}; use a predictor of this model")
-    try:
-        # Without memory, so that sizes are compared with the tensors that came before anything is allocated.
-        with torch.device("meta"):
-            selector = create(artifact.method, geometry, **artifact.settings)
-    except ConfigError as error:
-        raise ArtifactError(f"{place}: {error}") from error
-    except (RuntimeError, TypeError) as error:
-        raise ArtifactError(f"{place} has settings of an impossible size ({error}); get the predictor again") from error
-    if not selector.learned:
-        raise ArtifactError(
-            f"{place} is of the method {artifact.method!r}, which has no weights; use --select {artifact.method}"
-        )
-    weights = {name: tensor for name, tensor in tensors.items() if name != SHINGLES}
-    _check_tensors(place, selector.state_dict(), weights)
-    selector.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    selector.requires_grad_(False).eval()
-    selector.artifact = artifact
-    known = tensors.get(SHINGLES)
-    if known is not None and (known.dtype != torch.int64 or known.dim() != 1):
-        raise ArtifactError(
-            f"{place}: expected {SHINGLES!r} to be (shingles,) int64, got {tuple(known.shape)} {known.dtype}"
-        )
-    selector.training_shingles = None if known is None else known.numpy().view(np.uint64)
-    return selector
+    return restore(artifact, tensors, KIND, create, geometry, _stored_geometry(artifact), fingerprint, model_name)
 
 
 def find_shipped(name: str, fingerprint: str) -> Path | None:
     """Folder of the shipped predictor of method `name` for the model with this fingerprint, or None."""
-    for config in sorted(_shipped_folder().glob("*/config.json")):
-        try:
-            fields = json.loads(read_bytes(config))
-        except (StorageError, ValueError, RecursionError):
-            continue
-        if isinstance(fields, dict) and (fields.get("method"), fields.get("model_fingerprint")) == (name, fingerprint):
-            return config.parent
-    return None
+    return shipped_artifact(KIND, name, fingerprint)
 
 
 def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> Selector:
@@ -228,10 +185,6 @@ def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> S
     return selector
 
 
-def _shipped_folder() -> Path:
-    return Path(str(files("sparsight") / "predictors"))
-
-
 def _stored_geometry(artifact: Artifact) -> Geometry:
     names = [f.name for f in dataclasses.fields(Geometry)]
     sizes = dict(artifact.geometry)
@@ -241,29 +194,6 @@ def _stored_geometry(artifact: Artifact) -> Geometry:
     valid = valid and isinstance(layers, list) and all(type(i) is int and 0 <= i < sizes["layers"] for i in layers)
     if not (valid and layers == sorted(set(layers)) and sizes["query_heads"] % sizes["kv_heads"] == 0):
         raise ArtifactError(
-            f"{_place(artifact)} has a wrong geometry; expected sizes {', '.join(names)}, got {str(sizes)[:200]}"
+            f"{place(artifact)} has a wrong geometry; expected sizes {', '.join(names)}, got {str(sizes)[:200]}"
         )
     return Geometry(**{**sizes, "full_attention": tuple(layers)})
-
-
-def _check_tensors(place: str, expected: dict[str, Tensor], came: dict[str, Tensor]) -> None:
-    for name in sorted(expected.keys() | came.keys()):
-        if name not in came or name not in expected:
-            what = "lacks the tensor" if name not in came else "has a tensor too many,"
-            raise ArtifactError(
-                f"{place} {what} {name!r}; its config.json and weights do not belong together: get it again"
-            )
-        tensor, shape = came[name], tuple(expected[name].shape)
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ArtifactError(
-                f"{place}: expected {name!r} to be {shape} of floating point, got {tuple(tensor.shape)} "
-                f"{tensor.dtype}; get it again"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ArtifactError(f"{place}: the tensor {name!r} holds values that are not finite; train it again")
-        if name.endswith("key_scales") and not (tensor > 0).all():
-            raise ArtifactError(f"{place}: the scales {name!r} are not all positive; train it again")
-
-
-def _place(artifact: Artifact) -> str:
-    return f"the predictor of {artifact.method!r}" if artifact.folder is None else f"predictor '{artifact.folder}'"

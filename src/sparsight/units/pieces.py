@@ -1,8 +1,8 @@
 """What a way of choosing heads and neurons is made of, as data: for runtimes that compute it themselves.
 
 The choice of a layer is made either before decoding (`given`), from an earlier layer's input by a small network (`foreseen`), or, for neurons,
-from the gate of the layer itself (`gated`). A neuron that is chosen by its score is computed where the score reaches the layer's `cut`; heads
-are the best of each KV group.
+from one of the two factors that a gated neuron is the product of (`gated`). A neuron that is chosen by its score is computed where the score
+reaches the layer's `cut`; heads are the best of each KV group.
 """
 
 from __future__ import annotations
@@ -32,16 +32,23 @@ class Foreseen:
 
 @dataclass(frozen=True)
 class Gated:
-    """Scores `|gate| * sqrt((left @ (right @ x))**2 + spread**2) * scale`; `|gate| * scale` without a look.
+    """Scores from one of the two projections computed whole, the other guessed: `|first| * guess * scale`.
+
+    With `first` "gate" it is the activated gate and the other is up, with "up" it is up and the other the gate. Without a look `guess` is 1,
+    otherwise `guess**2 = (f(look + spread)**2 + f(look - spread)**2) / 2` with `look = left @ (right @ x)`, `x` being the normalised input of
+    the feed-forward part and `f` the activation if the gate is guessed, else nothing. Where a neuron is chosen its row of the other projection
+    and its column of W_down are read.
 
     Attributes
     ----------
+    first : {"gate", "up"}
     scale : (neurons,)
-        What a neuron weighs: the norm of its column of W_down, and without a look times the mean of |up|.
+        What a neuron weighs: the norm of its column of W_down, and without a look times the mean magnitude of the other factor.
     left, right, spread : (neurons, rank), (rank, hidden), (neurons,), or None
-        A low-rank look at W_up, `x` being the normalised input of the feed-forward part, and the spread of what it does not see.
+        A low-rank look at the other projection, and the spread of what it does not see.
     """
 
+    first: str
     scale: Tensor = field(repr=False)
     left: Tensor | None = field(default=None, repr=False)
     right: Tensor | None = field(default=None, repr=False)
