@@ -145,7 +145,7 @@ def attached(model: Any, handler: Handler, producers: Iterable[int] = ()) -> Ite
             stack.callback(
                 handler.anatomy.layer(p).register_forward_pre_hook(_keep_residual(handler, p), with_kwargs=True).remove
             )
-        stack.callback(_on_forward(handler.anatomy.base(), handler.begin).remove)
+        stack.callback(on_forward(handler.anatomy.base(), handler.begin).remove)
         yield handler
 
 
@@ -156,7 +156,7 @@ def _keep_residual(handler: Handler, layer: int):
     return hook
 
 
-def _on_forward(base, begin):
+def on_forward(base, begin):
     """A pre-hook that sees every argument of the base model's forward by name."""
     names = list(inspect.signature(base.forward).parameters)
 
