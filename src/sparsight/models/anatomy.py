@@ -232,10 +232,14 @@ class Anatomy:
         """Whether a neuron is `activation(gate) * up`; otherwise it is `activation(up)`."""
         return self._names.gate is not None
 
+    @property
+    def activation(self) -> str:
+        """The configuration's name of the activation of the feed-forward part."""
+        return getattr(self._model.config, self._names.activation)
+
     def gates(self, projected: torch.Tensor) -> torch.Tensor:
         """Activated gates `(..., intermediate_size)` from what `neuron_input` gave."""
-        activation = ACT2FN[getattr(self._model.config, self._names.activation)]
-        return activation(projected[..., : self.intermediate_size])
+        return ACT2FN[self.activation](projected[..., : self.intermediate_size])
 
     def projections(self, i: int) -> dict[str, tuple[nn.Linear, slice]]:
         """Where the weights of layer `i` are that heads and neurons are rows or columns of.

@@ -4,6 +4,6 @@ from .apply import UnitRun, apply_units, check_units
 from .choices import Choices
 from .masked import Tally, masked, recorded
 from .plan import UnitPlan
-from .watch import PromptRecord
+from .watch import PromptRecord, Watch
 
-__all__ = ["Choices", "PromptRecord", "Tally", "UnitPlan", "UnitRun", "apply_units", "check_units", "masked", "recorded"]
+__all__ = ["Choices", "PromptRecord", "Tally", "UnitPlan", "UnitRun", "Watch", "apply_units", "check_units", "masked", "recorded"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...units import Prompt, Scores, UnitRows, best_heads, best_neurons
@@ -20,10 +19,13 @@ class Choices:
     ----------
     heads, neurons : dict of int to (batch or 1, units) bool
         What is computed for the whole generation, a layer; empty in token mode, and before the prompt is known.
+    prompt : Prompt or None
+        What was seen.
     """
 
     def __init__(self, plan: UnitPlan) -> None:
         self.plan = plan
+        self.prompt: Prompt | None = None
         self.heads: dict[int, Tensor] = {}
         self.neurons: dict[int, Tensor] = {}
         self.skips_heads, self.skips_neurons = plan.sparsity.heads > 0, plan.sparsity.neurons > 0
@@ -39,7 +41,7 @@ class Choices:
 
     def see(self, prompt: Prompt) -> None:
         """Choose for the generation that follows these prompts."""
-        plan = self.plan
+        plan, self.prompt = self.plan, prompt
         if self.skips_heads and plan.head_mode == "prompt":
             self._give_heads(plan.head_method.given(prompt))
         if self.skips_neurons and plan.neuron_mode == "prompt":
@@ -81,7 +83,3 @@ def _each_row(mask: Tensor, rows: int, batch: int) -> Tensor:
 def _batched(scores: Scores) -> Scores:
     return Scores(scores.heads[None], scores.neurons[None])
 
-
-def share_computed(mask: Tensor) -> float:
-    """Share of a mask that is computed."""
-    return float(mask.to(torch.float64).mean())

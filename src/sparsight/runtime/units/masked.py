@@ -1,4 +1,7 @@
-"""Units left out by a mask: what skipping gives, for many rows at once. It saves nothing; it is how text is scored and what skipping is held to."""
+"""Units left out by a mask: what skipping gives, for many rows at once.
+
+It saves nothing; it is how text is scored, and what skipping is held to.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One choice for a generation: the weights of what is computed as smaller dense matrices.
 
-Rows of W_Q and columns of W_O of the heads, rows of gate and up and columns of W_down of the neurons. The sliced query projection gives zeros for
-the other heads, and their outputs are not read; all keys and values are computed, so the cache stays that of the whole model.
+Rows of W_Q and columns of W_O of the heads, rows of gate and up and columns of W_down of the neurons. The sliced query projection gives zeros
+for the other heads, and their outputs are not read; all keys and values are computed, so the cache stays that of the whole model.
 """
 
 from __future__ import annotations
