@@ -11,6 +11,7 @@ enum Activation : int { SILU = 0, GELU_TANH = 1 };
 constexpr int PANEL = 16;   // rows of a matrix that are kept and computed together
 constexpr int GROUP = 32;   // columns that share a scale; columns are padded to a multiple
 constexpr int CHUNK = 256;  // tokens of one piece of attention
+constexpr int ROW_PAD = 32;  // floats that arranged vectors are padded to
 constexpr int LEAST_SLACK = 64;  // floats of room that a kernel may write beyond the end of a score buffer
 
 // Panels of 16 rows one after another. F32: column after column, 16 rows each. BF16: two columns of a row side by side. INT8, INT4: groups of
@@ -76,6 +77,13 @@ struct Kernels {
   int (*between)(const uint32_t* keys, int n, uint32_t low, uint32_t high, uint32_t* out, int* larger);
   int (*count_above)(const uint32_t* keys, int n, uint32_t cut);
   int (*collect)(const uint32_t* keys, int n, uint32_t cut, int equal, int base, int32_t* out);
+  // Vectors of `cols` floats in the order that rows of a format are multiplied in, and back; room for whole multiples of ROW_PAD.
+  void (*arrange)(const float* x, int format, int cols, float* out);
+  void (*restore)(const float* x, int format, int cols, float* out);
+  // out[i] = row idx[i] . x, an arranged vector; F32 or BF16, rows `stride` bytes apart. A row's sums run in the same order whatever stands beside it.
+  void (*dot_rows)(const void* rows, int format, size_t stride, const int32_t* idx, int n, const float* x, int cols, float* out);
+  // acc += sum over i of h[i] * row idx[i], in the order of i; acc is arranged.
+  void (*add_rows)(const void* rows, int format, size_t stride, const int32_t* idx, int n, const float* h, int cols, float* acc);
   uint64_t (*read)(const void* memory, size_t bytes);  // touches every cache line
 };
 

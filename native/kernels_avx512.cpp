@@ -10,11 +10,13 @@
 
 #include "importance.inl"
 
+#include "rows.inl"
+
 namespace sparsight {
 
 const Kernels kernels_avx512 = {
     SPARSIGHT_LEVEL_NAME, matvec,      quantise,     rms_norm, layer_norm, gate, attend,
-    score_keys,           score_pages, sum_softmax2, between,  count_above, collect,    read_memory,
+    score_keys,           score_pages, sum_softmax2, between,  count_above, collect,    arrange, restore, dot_rows, add_rows, read_memory,
 };
 
 }  // namespace sparsight

@@ -59,6 +59,9 @@ struct Private {
   std::vector<float> normed;
   std::vector<Piece> pieces;
   ChooseScratch scratch;
+  std::vector<std::vector<char>> kept;                         // a row: which query heads
+  std::vector<float> part, first, guess, other, look, arranged, joined;
+  std::vector<int32_t> active;
 };
 
 }  // namespace
@@ -109,6 +112,22 @@ class Step {
       hidden.resize(m.layers.size());
       for (auto& rows : hidden) rows.assign(batch, std::vector<float>(hidden_width));
     }
+    if (!a.units.empty()) {
+      int width = 0;
+      for (const Units* u : a.units) width = std::max(width, u ? u->width : 0);
+      shadows.resize(m.layers.size());
+      for (auto& rows : shadows) rows.assign(batch, std::vector<float>(width));
+      chunk_sums.resize((size_t)batch * CHUNKS * row_width());
+      compact.assign((size_t)batch * wide, 0.f);
+      computed = std::vector<std::atomic<int64_t>>(batch);
+      if (a.heads_computed) a.heads_computed->assign(batch, 0);
+      if (a.unit_record) {
+        UnitRecord empty;
+        empty.heads.resize(m.layers.size());
+        empty.neurons.assign(m.layers.size(), std::vector<std::vector<int32_t>>(CHUNKS));
+        a.unit_record->assign(batch, empty);
+      }
+    }
     columns = std::max({m.embedding.cols, padded(wide) + GROUP, m.layers[0].down.cols, m.head.cols, hidden_width + GROUP});
     for (int b = 0; b < batch; b++) {
       query[b].resize(padded(wide)), foreseen[b].resize(padded(wide));
@@ -147,6 +166,7 @@ class Step {
       best[i] = all.finite ? all.index : -1;
       a.sequences[lasts[i]]->length += offsets[lasts[i]] + 1;
     }
+    if (!a.units.empty() && a.neurons_computed) a.neurons_computed->assign(computed.begin(), computed.end());
     return best;
   }
 
@@ -174,9 +194,16 @@ class Step {
   std::vector<std::atomic<int>> counters;
   std::vector<Best> largest;
   std::vector<float> scaled, guesses, totals, partial;
+  std::vector<Rows> shadows;                // hidden layers that units are foretold from: layer, row
+  std::vector<float> chunk_sums, compact;   // of the feed-forward part, arranged; queries of the heads that are computed
+  std::vector<std::atomic<int64_t>> computed;
 
   int position(int b) const { return a.sequences[b]->length + offsets[b]; }
   int tokens(int b) const { return position(b) + 1; }
+  const LayerUnits* units(int b, int l) const { return a.units.empty() || !a.units[b] ? nullptr : &a.units[b]->layers[l]; }
+  bool skips_heads(int b, int l) const { return units(b, l) && units(b, l)->heads != EVERYTHING; }
+  bool skips_neurons(int b, int l) const { return units(b, l) && units(b, l)->neurons != EVERYTHING; }
+  size_t row_width() const { return (size_t)(z.hidden + ROW_PAD - 1) / ROW_PAD * ROW_PAD; }
   const Pieces* pieces(int l) const { return any_selects && a.selection->layers[l].selects ? &a.selection->layers[l] : nullptr; }
 
   std::vector<float*> pointers(Rows& rows) {
@@ -199,6 +226,13 @@ class Step {
     for (auto& row : own.rows) row.reserve(columns);
     own.normed.resize(z.hidden);
     own.producer.assign(m.layers.size(), {});
+    if (!a.units.empty()) {
+      own.kept.assign(batch, std::vector<char>(z.query_heads));
+      const size_t neurons = (size_t)m.layers[0].gate_up.panels / 2 * PANEL;
+      for (auto* buffer : {&own.first, &own.guess, &own.other}) buffer->resize(neurons);
+      own.active.resize(neurons), own.arranged.resize(row_width()), own.joined.resize(row_width());
+      own.part.resize(std::max(neurons, (size_t)m.layers[0].attention.panels * PANEL));
+    }
     std::vector<float> row(m.embedding.cols);
     for (int b = 0; b < batch; b++) {
       matrix_row(m.embedding, a.tokens[b], row.data());
@@ -213,12 +247,17 @@ class Step {
       pool.barrier();
       join(t, l, own);
       pool.barrier();
-      add_to_residual(own, attended, m.layers[l].attention_norm);
-      feed_forward_up(t, l, own);
+      for (int b = 0; b < batch; b++) add_to_residual(own, b, attended[b].data(), m.layers[l].attention_norm);
+      std::vector<int> whole;
+      for (int b = 0; b < batch; b++)
+        if (!skips_neurons(b, l)) whole.push_back(b);
+      feed_forward_up(t, l, own, whole);
       pool.barrier();
-      feed_forward_down(t, l, own);
-      pool.barrier();
-      add_to_residual(own, down, m.layers[l].output_norm);
+      if (!whole.empty()) {
+        feed_forward_down(t, l, own, whole);
+        pool.barrier();
+      }
+      for (int b = 0; b < batch; b++) add_to_residual(own, b, skips_neurons(b, l) ? join_chunks(own, b, l) : down[b].data(), m.layers[l].output_norm);
     }
     predict(t, own);
   }
@@ -242,7 +281,13 @@ class Step {
         y.push_back(foreseen[b].data());
       }
     }
-    multiply(t, layer.query, x, y, layer.query_bias);
+    if (a.units.empty()) {
+      multiply(t, layer.query, x, y, layer.query_bias);
+    } else {
+      choose_heads(t, l, own);
+      multiply_queries(t, l, own, x, y);
+      foretell(t, l, x);
+    }
     if (!any_selects) return;
     if (p && p->query != TRUE_QUERY) {
       std::vector<Input> inner;
@@ -299,12 +344,19 @@ class Step {
       }
       const bool foresees = p && selects[b] && p->query == FORESEEN;
       const size_t first_head = (size_t)h * group * z.head_dim;
+      const char* kept = skips_heads(b, l) ? own.kept[b].data() + (size_t)h * group : nullptr;
+      float* dense = kept ? compact.data() + (size_t)b * wide + first_head : nullptr;
       float* mine = scaled.data() + (size_t)b * wide + first_head;
       float* guess = guesses.data() + (size_t)b * wide + first_head;
       for (int g = 0; g < group; g++) {
         float* q = query[b].data() + first_head + g * z.head_dim;
-        finish_head(q, layer.query_norm, turn, at);
-        for (int c = 0; c < z.head_dim; c++) mine[g * z.head_dim + c] = q[c] * factor;
+        if (!kept || kept[g]) {
+          finish_head(q, layer.query_norm, turn, at);
+          for (int c = 0; c < z.head_dim; c++) mine[g * z.head_dim + c] = q[c] * factor;
+          if (kept) dense = std::copy_n(mine + g * z.head_dim, z.head_dim, dense);
+        } else {
+          std::fill_n(mine + g * z.head_dim, z.head_dim, 0.f);
+        }
         if (!foresees) continue;
         float* f = foreseen[b].data() + first_head + g * z.head_dim;
         if (layer.query_norm) k.rms_norm(f, layer.query_norm, f, z.head_dim, z.eps);
@@ -338,6 +390,7 @@ class Step {
     own.pieces.clear();
     for (int b = 0; b < batch; b++)
       for (int h = 0; h < z.kv_heads; h++) {
+        if (!heads_of(own, b, h, l)) continue;
         const Read& read = reads[(size_t)b * z.kv_heads + h];
         const int from = read.indices.empty() ? read.first : 0, to = read.indices.empty() ? read.count : (int)read.indices.size();
         for (int start = from; start < to; start += CHUNK) own.pieces.push_back({b, h, start, std::min(CHUNK, to - start)});
@@ -349,8 +402,8 @@ class Step {
       const size_t at = (size_t)piece.head * store.capacity * z.head_dim * (z.kv_format == F32 ? 4 : 2);
       Attend work;
       work.keys = store.keys + at, work.values = store.values + at;
-      work.format = z.kv_format, work.stride = work.head_dim = z.head_dim, work.heads = group;
-      work.queries = scaled.data() + (size_t)piece.row * wide + (size_t)piece.head * group * z.head_dim;
+      work.format = z.kv_format, work.stride = work.head_dim = z.head_dim, work.heads = heads_of(own, piece.row, piece.head, l);
+      work.queries = (skips_heads(piece.row, l) ? compact : scaled).data() + (size_t)piece.row * wide + (size_t)piece.head * group * z.head_dim;
       work.indices = read.indices.empty() ? nullptr : read.indices.data() + piece.start;
       work.start = piece.start, work.count = piece.count;
       work.beyond = (read.indices.empty() ? read.count : (int)read.indices.size()) - piece.start - piece.count;
@@ -369,10 +422,13 @@ class Step {
       const int b = own.pieces[i].row, h = own.pieces[i].head;
       size_t end = i;
       while (end < own.pieces.size() && own.pieces[end].row == b && own.pieces[end].head == h) end++;
-      for (int g = 0; g < group; g++) {
+      int place = 0;
+      for (int head = 0; head < group; head++) {
+        if (skips_heads(b, l) && !own.kept[b][(size_t)h * group + head]) continue;
+        const int g = place++;
         float most = -INFINITY, total = 0;
         for (size_t j = i; j < end; j++) most = std::max(most, totals[j * 2 * group + g]);
-        float* out = own.rows[b].values.data() + ((size_t)h * group + g) * z.head_dim;
+        float* out = own.rows[b].values.data() + ((size_t)h * group + head) * z.head_dim;
         for (size_t j = i; j < end; j++) {
           const float weight = std::exp2(totals[j * 2 * group + g] - most);
           total += weight * totals[j * 2 * group + group + g];
@@ -384,7 +440,7 @@ class Step {
       i = end;
     }
     for (int b = 0; b < batch; b++) x.push_back(own.rows[b].input(k, layer.attention, wide));
-    multiply(t, layer.attention, x, pointers(attended), layer.attention_bias);
+    multiply_outputs(t, l, own, x);
     // Every head has been indexed by now.
     if (t == 0 && pieces(l))
       for (int b = 0; b < batch; b++)
@@ -395,41 +451,45 @@ class Step {
         }
   }
 
-  void add_to_residual(Private& own, Rows& rows, const float* norm) {
-    for (int b = 0; b < batch; b++) {
-      const float* from = rows[b].data();
-      if (norm) k.rms_norm(from, norm, own.normed.data(), z.hidden, z.eps), from = own.normed.data();
-      for (int i = 0; i < z.hidden; i++) own.residual[b][i] += from[i];
-    }
+  void add_to_residual(Private& own, int b, const float* from, const float* norm) {
+    if (norm) k.rms_norm(from, norm, own.normed.data(), z.hidden, z.eps), from = own.normed.data();
+    for (int i = 0; i < z.hidden; i++) own.residual[b][i] += from[i];
   }
 
-  void feed_forward_up(int t, int l, Private& own) {
+#include "skip.inl"
+
+  void feed_forward_up(int t, int l, Private& own, const std::vector<int>& whole) {
     const Layer& layer = m.layers[l];
     std::vector<Input> x;
+    std::vector<float*> y;
     for (int b = 0; b < batch; b++) {
       k.rms_norm(own.residual[b].data(), layer.ffn_norm, own.rows[b].values.data(), z.hidden, z.eps);
-      x.push_back(own.rows[b].input(k, layer.gate_up, z.hidden));
+      const Input input = own.rows[b].input(k, layer.gate_up, z.hidden);
+      if (skips_neurons(b, l)) some_neurons(t, l, b, own, input);
+      else x.push_back(input), y.push_back(gated[b].data());
     }
+    if (whole.empty()) return;
     const int pairs = layer.gate_up.panels / 2;
     const int p0 = share(pairs, t, pool.size()), p1 = share(pairs, t + 1, pool.size());
-    std::vector<float*> y = pointers(gated);
-    k.matvec(layer.gate_up, 2 * p0, 2 * p1, batch, x.data(), y.data());
+    k.matvec(layer.gate_up, 2 * p0, 2 * p1, (int)x.size(), x.data(), y.data());
     for (float* row : y) {
       add_bias(row, layer.gate_up_bias, 2 * p0 * PANEL, 2 * p1 * PANEL);
       for (int p = p0; p < p1; p++) k.gate(row + 2 * p * PANEL, row + (2 * p + 1) * PANEL, PANEL, z.activation);
     }
   }
 
-  void feed_forward_down(int t, int l, Private& own) {
+  void feed_forward_down(int t, int l, Private& own, const std::vector<int>& whole) {
     const Layer& layer = m.layers[l];
     std::vector<Input> x;
-    for (int b = 0; b < batch; b++) {
+    std::vector<float*> y;
+    for (int b : whole) {
       float* to = own.rows[b].values.data();
       for (int p = 0; p < layer.gate_up.panels / 2; p++)
         memcpy(to + p * PANEL, gated[b].data() + 2 * p * PANEL, std::min(PANEL, z.intermediate - p * PANEL) * sizeof(float));
       x.push_back(own.rows[b].input(k, layer.down, z.intermediate));
+      y.push_back(down[b].data());
     }
-    multiply(t, layer.down, x, pointers(down), layer.down_bias);
+    multiply(t, layer.down, x, y, layer.down_bias);
   }
 
   void predict(int t, Private& own) {

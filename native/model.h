@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "units.h"
 
 namespace sparsight {
 
@@ -24,6 +25,8 @@ struct Layer {
   Matrix query, key, value, attention, gate_up, down;  // panels of gate and up in turn
   int window = 0;                                      // 0: the whole context
   int rotary = 0;                                      // which table
+  const char* records = nullptr;                       // a neuron: its row of gate, its row of up, its column of W_down
+  int record_format = F32;
 };
 
 struct Rotary {
@@ -105,6 +108,9 @@ struct StepArguments {
   Rule rule;
   float* logits = nullptr;  // (sequences, vocab): of the last row of each
   std::vector<std::vector<Read>>* record = nullptr;  // layer, then sequence * kv_heads + head
+  std::vector<const Units*> units;  // a row, or none at all; null for a row that computes everything
+  std::vector<int64_t>*heads_computed = nullptr, *neurons_computed = nullptr;  // a row
+  std::vector<UnitRecord>* unit_record = nullptr;  // a row
 };
 
 class Model {

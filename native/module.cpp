@@ -152,6 +152,19 @@ struct PyModel {
     throw Misfit("a layer has no matrix '" + name + "'");
   }
 
+  // (neurons, bytes): a row of gate, a row of up and a column of W_down each.
+  void set_records(int i, nb::object object, int format) {
+    Layer& l = layer(i);
+    need(format == F32 || format == BF16, "neurons are read in float32 or bfloat16");
+    const size_t element = format == F32 ? 4 : 2, row = (size_t)3 * model.sizes.hidden * element;
+    Bytes found = array<Bytes>(object, "records");
+    need(found.ndim() == 2 && found.shape(0) == (size_t)model.sizes.intermediate && found.shape(1) == row,
+         "records must be (" + text(model.sizes.intermediate) + ", " + text(row) + ") bytes");
+    need(aligned(found.data(), element), "records must be aligned");
+    l.records = (const char*)found.data(), l.record_format = format;
+    held.push_back(object);
+  }
+
   static const Matrix& matrix(nb::handle object, const std::string& what) {
     need(nb::isinstance<PyMatrix>(object), what + " must be a Matrix");
     return nb::cast<PyMatrix&>(object).matrix;
@@ -273,6 +286,124 @@ struct PySelection {
   }
 };
 
+struct PyUnits {
+  Units units;
+  const Sizes sizes;
+  const PyModel& model;
+  std::vector<nb::object> held;
+
+  explicit PyUnits(const PyModel& m) : sizes(m.model.sizes), model(m) { units.layers.resize(sizes.layers), units.producers.resize(sizes.layers); }
+
+  void check_layer(int i) const { need(i >= 0 && i < sizes.layers, "no layer " + std::to_string(i)); }
+
+  // Products with rows that were not quantised.
+  static Matrix plain(nb::handle object, int rows, int cols, const std::string& what) {
+    Matrix m = PyModel::fitting(object, rows, cols, what);
+    need(m.format == F32 || m.format == BF16, what + " must be in float32 or bfloat16");
+    return m;
+  }
+
+  const float* finite(nb::handle object, size_t n, const std::string& what) const {
+    const float* found = floats(object, n, what);
+    for (size_t i = 0; i < n; i++) need(std::isfinite(found[i]), what + " must be finite");
+    return found;
+  }
+
+  void set_producer(int i, nb::object weight, nb::object bias) {
+    check_layer(i);
+    need(!units.producers[i].weight.panels, "a producer is set once: layers may rely on it");
+    const int width = PyModel::matrix(weight, "weight").rows;
+    need(width <= 512, "a producer's width is at most 512");
+    UnitProducer p;
+    p.weight = plain(weight, width, sizes.hidden, "weight"), p.bias = finite(bias, width, "bias");
+    units.producers[i] = p;
+    units.width = std::max(units.width, (width + GROUP - 1) / GROUP * GROUP);
+    held.push_back(weight), held.push_back(bias);
+  }
+
+  Readout readout(int layer, int producer, nb::object weight, nb::object bias, int rows) {
+    need(producer >= 0 && producer < layer && units.producers[producer].weight.panels, "the producer comes before its layer, and is set first");
+    Readout r;
+    r.producer = producer;
+    r.weight = plain(weight, rows, units.producers[producer].weight.rows, "weight"), r.bias = finite(bias, rows, "bias");
+    held.push_back(weight), held.push_back(bias);
+    return r;
+  }
+
+  LayerUnits& heads(int i) {
+    check_layer(i);
+    need(sizes.head_dim % GROUP == 0, "heads are left out where a head has a multiple of " + text(GROUP) + " channels");
+    const Matrix& output = model.model.layers[i].attention;
+    need(output.format == F32 || output.format == BF16, "heads are left out where weights are in float32 or bfloat16");
+    need(units.layers[i].heads == EVERYTHING, "the heads of a layer are set once");
+    return units.layers[i];
+  }
+
+  LayerUnits& neurons(int i) {
+    check_layer(i);
+    need(model.model.layers[i].records != nullptr, "layer " + std::to_string(i) + " has no records");
+    need(units.layers[i].neurons == EVERYTHING, "the neurons of a layer are set once");
+    return units.layers[i];
+  }
+
+  static void ascending(const std::vector<int>& list, int below, const std::string& what) {
+    int last = -1;
+    for (int one : list) {
+      need(one > last && one < below, what + " must be ascending, and below " + std::to_string(below));
+      last = one;
+    }
+  }
+
+  void give_heads(int i, std::vector<int> kept) {
+    LayerUnits& u = heads(i);
+    ascending(kept, sizes.query_heads, "heads");
+    need(!kept.empty(), "a layer keeps at least one head");
+    std::vector<char> chosen(sizes.query_heads);
+    for (int h : kept) chosen[h] = 1;
+    const int group = sizes.query_heads / sizes.kv_heads;
+    for (int h = 0; group > 1 && h < sizes.query_heads; h += group)
+      need(std::count(chosen.begin() + h, chosen.begin() + h + group, 1) * sizes.kv_heads == (long)kept.size(), "each KV group keeps as many heads");
+    u.heads = GIVEN, u.given_heads = chosen;
+  }
+
+  void foretell_heads(int i, int kept, int producer, nb::object weight, nb::object bias) {
+    LayerUnits& u = heads(i);
+    const int group = sizes.query_heads / sizes.kv_heads;
+    need(kept >= 1 && kept <= (group > 1 ? group : sizes.query_heads), "the number of heads kept is out of range");
+    u.head_scores = readout(i, producer, weight, bias, sizes.query_heads);
+    u.heads_kept = kept, u.heads = FORETOLD;
+  }
+
+  void give_neurons(int i, std::vector<int> kept) {
+    LayerUnits& u = neurons(i);
+    ascending(kept, sizes.intermediate, "neurons");
+    u.given_neurons.assign(kept.begin(), kept.end()), u.neurons = GIVEN;
+  }
+
+  void foretell_neurons(int i, float cut, int producer, nb::object weight, nb::object bias) {
+    LayerUnits& u = neurons(i);
+    need(!std::isnan(cut), "the cut is not a number");
+    u.neuron_scores = readout(i, producer, weight, bias, sizes.intermediate);
+    u.cut = cut, u.neurons = FORETOLD;
+  }
+
+  void gate_neurons(int i, float cut, int first, nb::object scale, nb::object left, nb::object right, nb::object spread) {
+    LayerUnits& u = neurons(i);
+    const Matrix& gate_up = model.model.layers[i].gate_up;
+    need(gate_up.format == F32 || gate_up.format == BF16, "neurons are left out where weights are in float32 or bfloat16");
+    need(!std::isnan(cut) && (first == GATE || first == UP), "the cut or the first factor is out of range");
+    u.scale = finite(scale, sizes.intermediate, "scale"), u.first = first, u.cut = cut;
+    if (!left.is_none()) {
+      const int rank = PyModel::matrix(right, "right").rows;
+      need(rank <= 512, "a look's rank is at most 512");
+      u.right = plain(right, rank, sizes.hidden, "right"), u.left = plain(left, sizes.intermediate, rank, "left");
+      u.spread = finite(spread, sizes.intermediate, "spread");
+    }
+    u.neurons = GATED;
+    held.push_back(scale), held.push_back(left), held.push_back(right), held.push_back(spread);
+  }
+};
+
 struct PySequence {
   Sequence sequence;
   const Sizes sizes;
@@ -366,7 +497,7 @@ struct PySequence {
 
 std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> sequences, std::vector<int> tokens, Bytes logits,
                       std::optional<PySelection*> selection, std::vector<int> budgets, int sinks, int window, int interval, int pages, float page_share,
-                      nb::object record) {
+                      nb::object record, std::vector<std::optional<PyUnits*>> units, nb::object computed) {
   need(model.sealed, "the model is not complete");
   const Sizes& z = model.model.sizes;
   const size_t batch = sequences.size();
@@ -375,7 +506,7 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
   for (size_t b = 0; b < batch; b++) {
     need(sequences[b] != nullptr, "a row needs a sequence");
     if (b && sequences[b] == sequences[b - 1]) {
-      need(!selection, "several rows of a sequence are read densely");
+      need(!selection && units.empty(), "several rows of a sequence are computed densely");
       continue;
     }
     distinct++;
@@ -395,6 +526,20 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
          "the selection is of another model");
     a.selection = &(*selection)->selection, a.budgets = budgets;
   }
+  need(units.empty() || units.size() == batch, "units are given for each row, or not at all");
+  need(computed.is_none() || nb::isinstance<nb::list>(computed), "what is computed is recorded in a list");
+  bool any = false;
+  for (auto& one : units) {
+    const PyUnits* u = one ? *one : nullptr;
+    need(!u || &u->model == &model, "the units are of another model");
+    a.units.push_back(u ? &u->units : nullptr);
+    any = any || u;
+  }
+  if (!any) a.units.clear();
+  std::vector<int64_t> heads_computed(batch), neurons_computed(batch);
+  std::vector<UnitRecord> unit_records;
+  if (any) a.heads_computed = &heads_computed, a.neurons_computed = &neurons_computed;
+  if (any && !record.is_none()) a.unit_record = &unit_records;
   int at = 0;
   for (size_t b = 0; b < batch; b++) {
     need(tokens[b] >= 0 && tokens[b] < z.vocab, "token " + std::to_string(tokens[b]) + " is not in the vocabulary of " + text(z.vocab));
@@ -448,6 +593,20 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
       out.append(heads);
     }
   }
+  // A row each: heads and neurons computed and, recorded, which of them by layer.
+  if (!computed.is_none())
+    for (size_t b = 0; b < batch; b++) {
+      nb::list heads, neurons;
+      if (b < unit_records.size())
+        for (int l = 0; l < z.layers; l++) {
+          std::vector<int> which, all;
+          for (int h = 0; h < (int)unit_records[b].heads[l].size(); h++)
+            if (unit_records[b].heads[l][h]) which.push_back(h);
+          for (auto& chunk : unit_records[b].neurons[l]) all.insert(all.end(), chunk.begin(), chunk.end());
+          heads.append(nb::cast(which)), neurons.append(nb::cast(all));
+        }
+      nb::cast<nb::list>(computed).append(nb::make_tuple(heads_computed[b], neurons_computed[b], heads, neurons));
+    }
   return best;
 }
 
@@ -572,6 +731,40 @@ nb::object test_sum_softmax2(const std::string& name, Table scores) {
   return numpy(out, 1, n);
 }
 
+// Rows `active` of (rows, cols) weights with x, zeros elsewhere; or, of the transposed matrix, what the active elements of h add up to.
+void some_rows(const std::string& name, Pool& pool, Bytes weight, int format, Ints active, Floats x, Floats out, bool columns) {
+  const Kernels& k = level(name);
+  need((format == F32 || format == BF16) && weight.ndim() == 2, "weights must be (rows, bytes), in float32 or bfloat16");
+  const size_t element = format == F32 ? 4 : 2, rows = weight.shape(0), stride = weight.shape(1);
+  need(stride % element == 0 && stride / element <= 1u << 28 && rows <= 1u << 28 && aligned(weight.data(), element), "weights are too large, or not aligned");
+  const int cols = (int)(stride / element), n = (int)active.shape(0);
+  need(x.shape(0) == (columns ? rows : (size_t)cols) && out.shape(0) == (columns ? (size_t)cols : rows), "the vectors do not fit the matrix");
+  for (int i = 0; i < n; i++) need(active(i) > (i ? active(i - 1) : -1) && active(i) < (int)rows, "active rows must be ascending, and there");
+  const size_t padded = (size_t)(cols + ROW_PAD - 1) / ROW_PAD * ROW_PAD;
+  const int32_t* idx = active.data();
+  std::vector<float> arranged(padded), found(n + 1), sums(columns ? padded * CHUNKS : 0);
+  {
+    nb::gil_scoped_release release;
+    if (!columns) k.arrange(x.data(), format, cols, arranged.data());
+    for (int i = 0; columns && i < n; i++) found[i] = x.data()[idx[i]];
+    pool.run([&](int t) {
+      for (int c = CHUNKS * t / pool.size(); c < CHUNKS * (t + 1) / pool.size(); c++) {
+        const int from = (int)((int64_t)n * c / CHUNKS), count = (int)((int64_t)n * (c + 1) / CHUNKS) - from;
+        if (columns) k.add_rows(weight.data(), format, stride, idx + from, count, found.data() + from, cols, sums.data() + c * padded);
+        else k.dot_rows(weight.data(), format, stride, idx + from, count, arranged.data(), cols, found.data() + from);
+      }
+    });
+    if (columns) {
+      for (int c = 0; c < CHUNKS; c++)
+        for (size_t i = 0; i < padded; i++) arranged[i] += sums[c * padded + i];
+      k.restore(arranged.data(), format, cols, out.data());
+    } else {
+      std::fill_n(out.data(), rows, 0.f);
+      for (int i = 0; i < n; i++) out.data()[idx[i]] = found[i];
+    }
+  }
+}
+
 nb::object test_vector(const std::string& name, const std::string& what, Floats x, Floats weight, Floats other) {
   const Kernels& k = level(name);
   const int n = (int)x.shape(0);
@@ -645,6 +838,7 @@ NB_MODULE(_native, m) {
       .def("set_window", &PyModel::set_window)
       .def("set_rotary", &PyModel::set_rotary)
       .def("set_table", &PyModel::set_table)
+      .def("set_records", &PyModel::set_records)
       .def("set_ends", &PyModel::set_ends)
       .def("seal", &PyModel::seal);
   nb::class_<PySelection>(m, "Selection")
@@ -652,6 +846,14 @@ NB_MODULE(_native, m) {
       .def("set_layer", &PySelection::set_layer, "layer"_a, "key"_a, "query"_a, "producer"_a, "scale"_a, "query_projection"_a.none(), "projections"_a,
            "key_projection"_a.none(), "key_scales"_a.none(), "up"_a.none())
       .def("set_producer", &PySelection::set_producer);
+  nb::class_<PyUnits>(m, "Units")
+      .def(nb::init<const PyModel&>(), "model"_a, nb::keep_alive<1, 2>())
+      .def("set_producer", &PyUnits::set_producer, "layer"_a, "weight"_a, "bias"_a)
+      .def("give_heads", &PyUnits::give_heads, "layer"_a, "kept"_a)
+      .def("foretell_heads", &PyUnits::foretell_heads, "layer"_a, "kept"_a, "producer"_a, "weight"_a, "bias"_a)
+      .def("give_neurons", &PyUnits::give_neurons, "layer"_a, "kept"_a)
+      .def("foretell_neurons", &PyUnits::foretell_neurons, "layer"_a, "cut"_a, "producer"_a, "weight"_a, "bias"_a)
+      .def("gate_neurons", &PyUnits::gate_neurons, "layer"_a, "cut"_a, "first"_a, "scale"_a, "left"_a.none(), "right"_a.none(), "spread"_a.none());
   nb::class_<PySequence>(m, "Sequence")
       .def(nb::init<const PyModel&>())
       .def("bind", &PySequence::bind, "layer"_a, "keys"_a, "values"_a, "offset"_a = 0)
@@ -661,7 +863,9 @@ NB_MODULE(_native, m) {
       .def("forget_choices", &PySequence::forget_choices)
       .def_prop_rw("length", [](const PySequence& s) { return s.sequence.length; }, &PySequence::set_length);
   m.def("step", &step, "model"_a, "pool"_a, "sequences"_a, "tokens"_a, "logits"_a.noconvert(), "selection"_a.none(), "budgets"_a, "sinks"_a, "window"_a,
-        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none());
+        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a, "computed"_a.none());
+  m.def("some_rows", &some_rows, "level"_a, "pool"_a, "weight"_a.noconvert(), "format"_a, "active"_a.noconvert(), "x"_a.noconvert(),
+        "out"_a.noconvert(), "columns"_a);
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");
   m.def("advise", &advise, "array"_a.noconvert());
   m.def("test_matvec", &test_matvec);

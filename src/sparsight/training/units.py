@@ -14,7 +14,6 @@ from torch import Tensor
 from ..artifacts import check_target
 from ..errors import ConfigError
 from ..models import LoadedModel
-from ..models.weights import ACTIVATIONS
 from ..units import Scores, UnitGeometry, UnitMethod, create, method
 from ..units.criteria import criterion, relative
 from ..units.network import NetworkMethod
@@ -78,8 +77,9 @@ def train_units(
     if not cls.learned:
         raise ConfigError(f"method {name!r} has nothing to train; use it as it is with --units {name}")
     if (name != "gated") != (trace is not None):
-        calibrated, traced = "is calibrated on text; give --text, or nothing", "learns from a trace; make one: sparsight trace, then --trace DIR"
-        raise ConfigError(f"method {name!r} {calibrated if name == 'gated' else traced}")
+        if name == "gated":
+            raise ConfigError(f"method {name!r} is calibrated on text, not on a trace; give --text, or nothing for the shipped text")
+        raise ConfigError(f"method {name!r} learns from a trace; make one with sparsight trace, then give --trace DIR")
     check_target(out)
     settings = dict(settings or {})
     if name == "gated":
@@ -116,9 +116,6 @@ def split_documents(trace: Trace) -> tuple[list[int], list[int]]:
 
 
 def _gated(loaded: LoadedModel, settings: dict[str, Any], text, progress) -> tuple[UnitMethod, Tensor, dict[str, Any]]:
-    activation = ACTIVATIONS.get(loaded.anatomy.activation)
-    if activation is not None:
-        settings.setdefault("activation", activation)
     units = create("gated", UnitGeometry.of(loaded.anatomy), **settings)
     documents = read_documents(list(text)) if text else shipped_documents()
     stream, _ = token_stream(documents, loaded.tokenizer)

@@ -33,6 +33,7 @@ class UnitGeometry:
     hidden_size: int
     intermediate_size: int
     gated: bool = True
+    activation: str = "silu"
 
     @classmethod
     def of(cls, anatomy: Any) -> UnitGeometry:
@@ -166,12 +167,12 @@ class UnitMethod(nn.Module):
         """Score below which a share `dropped` of a layer's neurons fell on calibration text; None where neurons are counted instead."""
         return None
 
-    def head_piece(self, layer: int) -> Foreseen | None:
-        """How the heads' scores of a layer are made; None if a runtime cannot make them."""
+    def head_piece(self, layer: int) -> Tensor | Foreseen | None:
+        """How a token's scores of a layer's heads are made: the same `(query_heads,)` for all, or foretold; None if no runtime can but this."""
         return None
 
-    def neuron_piece(self, layer: int) -> Foreseen | Gated | None:
-        """How the neurons' scores of a layer are made; None if a runtime cannot make them."""
+    def neuron_piece(self, layer: int) -> Tensor | Foreseen | Gated | None:
+        """How a token's scores of a layer's neurons are made: the same `(neurons,)` for all, foretold, or from a factor; None as for heads."""
         return None
 
     def producer_piece(self, layer: int) -> UnitProducer | None:

@@ -24,7 +24,13 @@ from .base import Scores, UnitGeometry, UnitMethod, UnitRows, parameter, registe
 from .cuts import Cuts
 from .pieces import Gated as GatedPiece
 
-ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+"""Activations of a gate that can be guessed, by the name that configurations give them."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +43,14 @@ class GatedConfig:
         The factor that is computed whole.
     rank : int
         Of the look at the other factor; 0 for its mean magnitude alone.
-    activation : {"silu", "gelu_tanh"}
-        Of the gate.
     """
 
     first: str = "up"
     rank: int = 24
-    activation: str = "silu"
 
     def __post_init__(self) -> None:
-        if self.first not in ("up", "gate") or self.activation not in ACTIVATIONS or self.rank < 0:
-            raise ConfigError(
-                f"gated computes 'up' or 'gate' first, with an activation of {', '.join(ACTIVATIONS)} and a rank of at least 0, got {self}"
-            )
+        if self.first not in ("up", "gate") or self.rank < 0:
+            raise ConfigError(f"gated computes 'up' or 'gate' first, with a look of rank 0 or more, got {self.first!r} and {self.rank}")
 
 
 @register("gated")
@@ -69,6 +70,10 @@ class Gated(UnitMethod):
         g = geometry
         if config.rank > g.hidden_size:
             raise ConfigError(f"setting 'rank' of 'gated' must be at most the hidden size {g.hidden_size}, got {config.rank}")
+        if config.first == "up" and g.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"gated can guess gates activated by {', '.join(ACTIVATIONS)}, but this model uses {g.activation!r}; use first=gate"
+            )
         self.heads = parameter(g.layers, g.query_heads)
         # Layer 0 is computed whole, and has no look.
         self.scale = parameter(g.layers - 1, g.intermediate_size)
@@ -94,7 +99,7 @@ class Gated(UnitMethod):
     def guess(self, layer: int, x: Tensor) -> Tensor:
         """Magnitude of the other factor, `(rows, neurons)`, from the inputs `(rows, hidden)`."""
         look, spread = x @ self.right[layer - 1].T @ self.left[layer - 1].T, self.spread[layer - 1]
-        f = ACTIVATIONS[self.config.activation] if self.config.first == "up" else lambda value: value
+        f = ACTIVATIONS[self.geometry.activation] if self.config.first == "up" else lambda value: value
         return ((f(look + spread).square() + f(look - spread).square()) / 2).sqrt()
 
     def mean_scores(self) -> Scores | None:
@@ -102,6 +107,9 @@ class Gated(UnitMethod):
 
     def cut(self, layer: int, dropped: float) -> float | None:
         return self.cuts.at(layer, dropped)
+
+    def head_piece(self, layer: int) -> Tensor:
+        return self.heads[layer].detach()
 
     def neuron_piece(self, layer: int) -> GatedPiece:
         i = layer - 1

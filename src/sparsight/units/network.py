@@ -166,15 +166,15 @@ class NetworkMethod(UnitMethod):
     def cut(self, layer: int, dropped: float) -> float | None:
         return self.cuts.at(layer, dropped)
 
-    def head_piece(self, layer: int) -> Foreseen | None:
+    def head_piece(self, layer: int) -> Tensor | Foreseen:
         if self.producer(layer) is None:
-            return None
+            return self.head_mean[layer - 1].detach()
         return Foreseen(self.producer(layer), self.head_readout[layer - 1].detach(), self.head_mean[layer - 1].detach())
 
-    def neuron_piece(self, layer: int) -> Foreseen | None:
-        if self.producer(layer) is None:
-            return None
+    def neuron_piece(self, layer: int) -> Tensor | Foreseen:
         rows = self.group_of[layer - 1].long()
+        if self.producer(layer) is None:
+            return self.neuron_mean[layer - 1].detach()[rows]
         return Foreseen(self.producer(layer), self.neuron_readout[layer - 1].detach()[rows], self.neuron_mean[layer - 1].detach()[rows])
 
     def producer_piece(self, layer: int) -> UnitProducer | None:

@@ -146,8 +146,9 @@ def resolve_units(spec: str, loaded: LoadedModel) -> UnitMethod:
 def _stored_geometry(artifact: Artifact) -> UnitGeometry:
     sizes = dict(artifact.geometry)
     names = [f.name for f in dataclasses.fields(UnitGeometry)]
-    numbers = [sizes.get(name) for name in names if name != "gated"]
-    valid = set(sizes) == set(names) and all(type(n) is int and n >= 1 for n in numbers) and type(sizes["gated"]) is bool
+    kinds = {"gated": bool, "activation": str}
+    valid = set(sizes) == set(names) and all(type(sizes[name]) is kinds.get(name, int) for name in names)
+    valid = valid and all(sizes[name] >= 1 for name in names if name not in kinds)
     if not (valid and sizes["query_heads"] % sizes["kv_heads"] == 0):
         raise ArtifactError(f"{place(artifact)} has a wrong geometry; expected sizes {', '.join(names)}, got {str(sizes)[:200]}")
     return UnitGeometry(**sizes)

@@ -3,5 +3,16 @@
 from .decoder import Decoder, Step, default_format, why_not_native_model
 from .selection import NativeSelection, why_not_native
 from .sequence import DecoderSequence
+from .units import NativeUnits, why_not_native_units
 
-__all__ = ["Decoder", "DecoderSequence", "NativeSelection", "Step", "default_format", "why_not_native", "why_not_native_model"]
+__all__ = [
+    "Decoder",
+    "DecoderSequence",
+    "NativeSelection",
+    "NativeUnits",
+    "Step",
+    "default_format",
+    "why_not_native",
+    "why_not_native_model",
+    "why_not_native_units",
+]

@@ -30,6 +30,7 @@ from ..rule import Rule
 from .packed import pack_decoder, packed_bytes
 from .selection import NativeSelection, native_matrix, why_not_native, why_not_native_rule
 from .sequence import DecoderSequence
+from .units import NativeUnits, neuron_records
 
 _FEWEST_POSITIONS = 1024
 _PREFILL_ROWS = 64
@@ -53,6 +54,9 @@ class Step:
         Tokens that each held, the new one among them.
     reads : list or None
         If recorded, a layer a list of `sequences * kv_heads` lists of indices, or None where everything was read.
+    units : list of tuple or None
+        With units left out, a sequence: query heads and neurons computed, summed over the layers that leave some out, and, if recorded, two
+        lists by layer of which they were.
     """
 
     logits: np.ndarray
@@ -60,6 +64,7 @@ class Step:
     budgets: list[int]
     lengths: list[int]
     reads: list[list[list[int] | None]] | None = field(default=None, repr=False)
+    units: list[tuple[int, int, list[list[int]], list[list[int]]]] | None = field(default=None, repr=False)
 
 
 def why_not_native_model(loaded: LoadedModel, format: str | None = None) -> str | None:
@@ -135,6 +140,7 @@ class Decoder:
         self.weight_bytes = _bytes_read(packed)
         self.native = self._build(packed)
         self._positions = 0
+        self.prepared = False
         self._selections: weakref.WeakKeyDictionary[Selector, NativeSelection] = weakref.WeakKeyDictionary()
 
     def _build(self, packed: dict[str, Packed]):
@@ -172,6 +178,14 @@ class Decoder:
         native.set_ends(handles["embedding"], handles["head"], weights.final_norm.contiguous())
         native.seal()
         return native
+
+    def prepare_neurons(self) -> None:
+        """Make the second copy of the feed-forward weights, in which a neuron's stand together, if it is not there."""
+        if not self.prepared:
+            records = neuron_records(self)
+            for i in range(self.loaded.anatomy.layers):
+                self.native.set_records(i, records(i), FORMATS[self.format])
+            self.prepared = True
 
     def use_threads(self, threads: int | None) -> None:
         """Compute with this many threads from now on; None for as many as PyTorch uses.
@@ -246,7 +260,14 @@ class Decoder:
         sequence.absorb(cache, before + len(ids))
         return out.logits[0, -1].float().numpy()
 
-    def step(self, sequences: Sequence[DecoderSequence], tokens: Sequence[int], plan: Plan | None = None, record: bool = False) -> Step:
+    def step(
+        self,
+        sequences: Sequence[DecoderSequence],
+        tokens: Sequence[int],
+        plan: Plan | None = None,
+        record: bool = False,
+        units: Sequence[NativeUnits | None] = (),
+    ) -> Step:
         """Append one token to each sequence.
 
         A sequence gives the same bits alone and among others, and with any number of threads.
@@ -259,7 +280,9 @@ class Decoder:
         plan : Plan, optional
             Dense without one.
         record : bool
-            Keep what was read.
+            Keep what was read and computed.
+        units : sequence of NativeUnits or None, optional
+            What each sequence leaves out; None for nothing.
 
         Raises
         ------
@@ -284,12 +307,14 @@ class Decoder:
                     sequence.select_by(selection, plan.rule.pages)
         reads: list | None = [] if record else None
         logits = np.empty((len(sequences), self.weights.head.weight.shape[0]), dtype=np.float32)
-        best = self._call(sequences, tokens, logits, selection, budgets, plan.rule if plan is not None else _DENSE, reads)
+        rule = plan.rule if plan is not None else _DENSE
+        computed: list | None = [] if any(one is not None for one in units) else None
+        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed)
         if min(best) < 0:
             raise _not_finite(self.loaded, max(lengths))
-        return Step(logits, best, list(budgets), lengths, reads)
+        return Step(logits, best, list(budgets), lengths, reads, computed)
 
-    def _call(self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None) -> list[int]:
+    def _call(self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None) -> list[int]:
         return self._lib.step(
             self.native,
             self._pool,
@@ -304,6 +329,8 @@ class Decoder:
             rule.pages,
             rule.page_share,
             reads,
+            [None if one is None else one.native for one in units],
+            computed,
         )
 
     def selection(self, plan: Plan) -> NativeSelection:
@@ -325,10 +352,13 @@ class Decoder:
             found = self._selections[plan.selector] = NativeSelection(self, plan.selector)
         return found
 
-    def bytes_per_token(self, length: int, plan: Plan | None = None) -> float:
+    def bytes_per_token(
+        self, length: int, plan: Plan | None = None, units: NativeUnits | None = None, skipped: tuple[float, float] = (0.0, 0.0)
+    ) -> float:
         """Bytes that one step reads with `length` tokens in the cache: weights as packed, keys and values, importance keys, predictor.
 
-        W_Q, which foresight looks ahead with, is read once for both uses. Layers with a window read their window.
+        W_Q, which foresight looks ahead with, is read once for both uses. Layers with a window read their window. With `units`, `skipped` are
+        the shares of heads and neurons that are left out of the layers that leave any out.
         """
         anatomy = self.loaded.anatomy
         row = 2 * anatomy.kv_heads * anatomy.head_dim * self.kv_dtype.itemsize
@@ -337,14 +367,16 @@ class Decoder:
         if plan is not None and (budget := plan.tokens([length])[0]) < length:
             selection = self.selection(plan)
             selecting = selection.layers
-            units = -(-length // selection.unit)
-            index = len(selection.indexed_layers) * anatomy.kv_heads * units * selection.bytes_a_unit
+            blocks = -(-length // selection.unit)
+            index = len(selection.indexed_layers) * anatomy.kv_heads * blocks * selection.bytes_a_unit
             if plan.rule.pages and selection.rank:
                 index *= 2 / plan.rule.pages + plan.rule.page_share
             total += selection.weight_bytes + index / plan.rule.interval
         for i, layer in enumerate(self.weights.layers):
             read = min(length, layer.window) if layer.window else length
             total += row * (budget if i in selecting else read)
+        if units is not None:
+            total += units.predictor_bytes - units.bytes_skipped(*skipped)
         return total
 
     def _have_positions(self, positions: int) -> None:

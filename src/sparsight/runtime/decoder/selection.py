@@ -82,7 +82,7 @@ class NativeSelection:
         self.native = self._lib.Selection(decoder.native, pieces.rank, pieces.page_size, _REDUCTIONS[pieces.reduction])
         for layer, p in pieces.producers.items():
             down = self._matrix(p.down.T)
-            self.native.set_producer(layer, _plain(p.norm_weight), _plain(p.norm_bias), down)
+            self.native.set_producer(layer, plain_vector(p.norm_weight), plain_vector(p.norm_bias), down)
         for layer, p in sorted(pieces.layers.items()):
             self._add(layer, p, pieces, anatomy.scaling)
 
@@ -98,7 +98,7 @@ class NativeSelection:
             0 if p.query_projection is None else p.query_projection.shape[0],
             # The keys' projection decides what is rounded to int8, once and for good, and is small: it stays in float32.
             self._projection(p.key_projection, "fp32") if keyed else None,
-            _plain(p.key_scales.flatten()) if keyed else None,
+            plain_vector(p.key_scales.flatten()) if keyed else None,
             self._matrix(p.up.T) if p.up is not None else None,
         )
 
@@ -118,5 +118,6 @@ def native_matrix(packed: Packed):
     return need_library().Matrix(FORMATS[packed.format], packed.rows, packed.cols, packed.data)
 
 
-def _plain(vector: Tensor) -> Tensor:
+def plain_vector(vector: Tensor) -> Tensor:
+    """A vector as the kernels read it: float32, on the CPU, contiguous."""
     return vector.detach().float().cpu().contiguous()
