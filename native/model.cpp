@@ -231,7 +231,7 @@ class Step {
       const size_t neurons = (size_t)m.layers[0].gate_up.panels / 2 * PANEL;
       for (auto* buffer : {&own.first, &own.guess, &own.other}) buffer->resize(neurons);
       own.active.resize(neurons), own.arranged.resize(row_width()), own.joined.resize(row_width());
-      own.part.resize(std::max(neurons, (size_t)m.layers[0].attention.panels * PANEL));
+      own.part.resize(std::max({neurons, (size_t)m.layers[0].attention.panels * PANEL, (size_t)z.query_heads + PANEL}));
     }
     std::vector<float> row(m.embedding.cols);
     for (int b = 0; b < batch; b++) {

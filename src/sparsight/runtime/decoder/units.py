@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...errors import ConfigError
 from ...models import LoadedModel
 from ...ops.native import need_library
 from ...ops.packing import GROUP, pack
@@ -67,12 +68,22 @@ class NativeUnits:
     pieces : UnitPieces
     predictor_bytes : int
         Of matrices that are read to choose, as they are kept.
+
+    Raises
+    ------
+    ConfigError
+        If this decoder cannot leave such units out; the message says why.
+    ValueError
+        If the pieces do not fit the model.
     """
 
     def __init__(self, decoder: Decoder, pieces: UnitPieces) -> None:
         self.decoder, self.pieces = decoder, pieces
         self.predictor_bytes = 0
-        if any(layer.neurons is not None for layer in pieces.layers.values()):
+        heads, neurons = (any(getattr(layer, part) is not None for layer in pieces.layers.values()) for part in ("heads", "neurons"))
+        if (reason := why_not_native_units(decoder.loaded, decoder.format, heads, neurons, decoder.prepared)) is not None:
+            raise ConfigError(f"the native decoder cannot leave these units out: {reason}; use --runtime hf")
+        if neurons:
             decoder.prepare_neurons()
         self.native = need_library().Units(decoder.native)
         for i, producer in sorted(pieces.producers.items()):
@@ -127,11 +138,15 @@ class NativeUnits:
 
 def neuron_records(decoder: Decoder) -> Callable[[int], Tensor]:
     """A function that gives a layer's records, `(neurons, bytes)` uint8: a neuron's row of gate, row of up, column of W_down."""
+    anatomy = decoder.loaded.anatomy
     dtype = torch.float32 if decoder.format == "fp32" else torch.bfloat16
+    arena = torch.empty(anatomy.layers, anatomy.intermediate_size, 3 * anatomy.hidden_size, dtype=dtype)
+    need_library().advise(arena.view(torch.uint8))
 
     def records(i: int) -> Tensor:
         layer = decoder.weights.layers[i]
         parts = (layer.gate.weight, layer.up.weight, layer.down.weight.T)
-        return torch.cat([part.detach().to(dtype) for part in parts], dim=1).contiguous().view(torch.uint8)
+        torch.cat([part.detach().to(dtype) for part in parts], dim=1, out=arena[i])
+        return arena[i].view(torch.uint8)
 
     return records
