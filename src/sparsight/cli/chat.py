@@ -18,8 +18,10 @@ from .options import (
     add_runtime_options,
     add_sampling_options,
     add_select_option,
+    add_unit_options,
     load_model,
     make_plan,
+    make_unit_plan,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_select_option(parser)
     add_budget_option(parser)
     add_rule_options(parser)
+    add_unit_options(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message that the conversation begins with")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="end an answer after N tokens (default: 256)"
@@ -54,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     loaded = load_model(args)
     plan = make_plan(loaded, args.select, args.budget, args)
+    units = make_unit_plan(loaded, args)
     from ..runtime.conversation import Conversation
     from ..runtime.generate import Decoding
 
     Decoding(args.max_new_tokens, args.temperature, args.top_p)  # what is wrong with it is said before the first turn
-    talk = Conversation(loaded, plan, args.system, runtime=args.runtime, weights=args.weights, threads=args.threads)
+    talk = Conversation(loaded, plan, args.system, runtime=args.runtime, weights=args.weights, threads=args.threads, units=units)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         sys.stderr.write(f"{loaded.name}; {RESET} starts over, {EXIT} ends\n")

@@ -8,21 +8,36 @@ from dataclasses import replace
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb."""
-    from .options import add_budget_option, add_model_options, add_rule_options, add_seed_option, add_select_option
+    from .options import (
+        add_budget_option,
+        add_model_options,
+        add_rule_options,
+        add_seed_option,
+        add_select_option,
+        add_unit_options,
+    )
 
     parser = subparsers.add_parser(
         "evaluate",
-        help="compare ways of choosing tokens on text",
-        description="Score text dense and under each selector: loss, attention mass kept, bytes a token.",
+        help="compare ways of choosing tokens, or heads and neurons",
+        description="Score text dense and under each selector: loss, attention mass kept, bytes a token. With --units: perplexity of "
+        "continuations, or accuracy in tasks, with heads and neurons left out.",
         allow_abbrev=False,
     )
     add_model_options(parser)
     add_select_option(parser, many=True)
-    parser.add_argument("--text", nargs="+", action="extend", required=True, metavar="P", help="text files or folders")
+    parser.add_argument("--text", nargs="+", action="extend", metavar="P", help="text files or folders")
     parser.add_argument("--length", type=int, default=1024, metavar="N", help="tokens a chunk (default: 1024)")
     parser.add_argument("--chunks", type=int, default=64, metavar="N", help="chunks, evenly spread (default: 64)")
     add_budget_option(parser, many=True)
     add_rule_options(parser)
+    add_unit_options(parser, many=True)
+    parser.add_argument("--prompt", type=int, metavar="N", help="with --units: tokens of a chunk that are not scored (default: half)")
+    parser.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help="with --units: multiple-choice tasks in place of --text")
+    parser.add_argument("--tasks-data", metavar="DIR", help="folder of TASK.jsonl or .jsonl.gz (default: the hub's rows)")
+    parser.add_argument("--shots", type=int, default=0, metavar="N", help="solved examples before each question (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="items of each task (default: all)")
+    parser.add_argument("--mask-prompt", action="store_true", help="with --tasks: leave units out of the question too")
     parser.add_argument(
         "--simulate-prefill",
         action="store_true",
@@ -49,6 +64,13 @@ def run(args: argparse.Namespace) -> int:
     from .options import DEFAULT_BUDGET, load_model
     from .progress import bar
 
+    if args.units:
+        return _run_units(args)
+    for option in ("unit_sparsity", "unit_heads", "mode", "prompt", "tasks", "tasks_data", "limit", "mask_prompt"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} needs a method that chooses heads and neurons; add --units gated, or leave it out")
+    if not args.text:
+        raise ConfigError("--text names no text to score; give files or folders")
     if not args.select:
         raise ConfigError("--select names no method; give one or more, such as --select oracle foresight random")
     rule = replace(PAPER_RULE if args.simulate_prefill else Rule(), neighbours=args.neighbours)
@@ -72,4 +94,84 @@ def run(args: argparse.Namespace) -> int:
             progress=update,
         )
     Console().print(evaluation_table(result["rows"]))
+    return 0
+
+
+def _run_units(args: argparse.Namespace) -> int:
+    """Evaluate heads and neurons left out."""
+    from ..errors import ConfigError
+    from ..evaluation.units import UnitProtocol, evaluate_units
+    from ..report.unit_tables import unit_table
+    from ..runtime import Budget
+    from ..tokens.pretrained import resolve
+    from ..training import read_documents
+    from .console import output
+    from .options import DEFAULT_BUDGET, DEFAULT_SPARSITY, load_model
+    from .progress import bar
+
+    if args.simulate_prefill or args.thresholds:
+        raise ConfigError("--simulate-prefill and --thresholds are for choosing tokens; leave them out with --units")
+    if args.tasks:
+        return _run_tasks(args)
+    if not args.text:
+        raise ConfigError("--units has nothing to be scored on; give --text files or folders, or --tasks")
+    if len(args.select or ()) > 1 or len(args.budget or ()) > 1:
+        raise ConfigError("with --units tokens are chosen by one method at one budget; give one --select and one --budget")
+    if args.budget and not args.select:
+        raise ConfigError("--budget needs a method that chooses the tokens; add --select foresight, or leave it out")
+    protocol = UnitProtocol(args.length, args.chunks, args.prompt)
+    documents = read_documents(args.text)
+    loaded = load_model(args)
+    select = None
+    if args.select:
+        select = (resolve(args.select[0], loaded, args.index_dtype), (args.budget or [Budget.parse(DEFAULT_BUDGET)])[0])
+    with bar("evaluating") as update:
+        result = evaluate_units(
+            loaded,
+            args.units,
+            documents,
+            args.unit_sparsity or [DEFAULT_SPARSITY],
+            protocol,
+            mode=args.mode,
+            heads=args.unit_heads,
+            spread=args.unit_spread,
+            rule=args.unit_rule,
+            select=select,
+            allow_trained_text=args.allow_trained_text,
+            result=args.json,
+            progress=update,
+        )
+    output().print(unit_table(result["rows"]))
+    return 0
+
+
+def _run_tasks(args: argparse.Namespace) -> int:
+    """Evaluate on multiple-choice tasks."""
+    import json
+
+    from ..artifacts import write_atomically
+    from ..evaluation.unit_tasks import evaluate_unit_tasks
+    from ..report.unit_tables import task_table
+    from ..runtime.units import UnitPlan
+    from ..units import Sparsity
+    from ..units.pretrained import resolve_units
+    from .console import output
+    from .options import DEFAULT_SPARSITY, load_model
+    from .progress import bar
+
+    loaded = load_model(args)
+    heads = None if args.unit_heads is None else resolve_units(args.unit_heads, loaded)
+    plans = {}
+    for spec in args.units:
+        units = resolve_units(spec, loaded)
+        for sparsity in args.unit_sparsity or [Sparsity.parse(DEFAULT_SPARSITY)]:
+            mode = args.mode if args.mode in units.modes else None
+            plans[f"{spec} {sparsity}"] = UnitPlan(units, sparsity, mode, heads, args.unit_spread, args.unit_rule)
+    with bar("evaluating") as update:
+        rows = evaluate_unit_tasks(
+            loaded, plans, args.tasks, args.shots, args.tasks_data, args.limit, args.mask_prompt, progress=update
+        )
+    if args.json:
+        write_atomically(args.json, json.dumps({"model": loaded.name, "model_hash": loaded.fingerprint, "rows": rows}, indent=1) + "\n")
+    output().print(task_table(rows))
     return 0

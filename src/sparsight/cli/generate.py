@@ -17,13 +17,16 @@ from .options import (
     add_runtime_options,
     add_sampling_options,
     add_select_option,
+    add_unit_options,
     load_model,
     make_plan,
+    make_unit_plan,
 )
 
 if TYPE_CHECKING:
     from ..models import LoadedModel
     from ..runtime import Generation, Plan
+    from ..runtime.units import UnitPlan
 
 LARGEST_PROMPT = 16 * 2**20
 """Bytes. More would only be tokenised for a long time to find that no model has room for it."""
@@ -46,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_select_option(parser)
     add_budget_option(parser)
     add_rule_options(parser)
+    add_unit_options(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompt, args.prompt_file)
     loaded = load_model(args)
     plan = make_plan(loaded, args.select, args.budget, args)
+    units = make_unit_plan(loaded, args)
     from ..runtime import generate
 
     streaming = not args.json and len(prompts) == 1 and args.beams == 1
@@ -104,10 +109,11 @@ def run(args: argparse.Namespace) -> int:
             runtime=args.runtime,
             weights=args.weights,
             threads=args.threads,
+            units=units,
         )
     say_note(made[0])
     if args.json:
-        objects = [as_json(one, loaded, args.select, plan, args.seed) for one in made]
+        objects = [as_json(one, loaded, args.select, plan, args.seed, units) for one in made]
         sys.stdout.write(json.dumps(objects if len(objects) > 1 else objects[0], ensure_ascii=False) + "\n")
         return 0
     for number, one in enumerate(made, 1):
@@ -200,7 +206,9 @@ def _read(file: str, where: str) -> bytes:
         raise StorageError(f"{where} cannot be read: {reason}; check the path and its rights") from error
 
 
-def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Plan | None, seed: int) -> dict[str, Any]:
+def as_json(
+    made: Generation, loaded: LoadedModel, select: str | None, plan: Plan | None, seed: int, units: UnitPlan | None = None
+) -> dict[str, Any]:
     """The result with all that is needed to get it again beside the prompt and the sampling settings; times are of the whole batch."""
     return {
         "text": made.text,
@@ -215,11 +223,27 @@ def as_json(made: Generation, loaded: LoadedModel, select: str | None, plan: Pla
         "budget": None if plan is None else str(plan.budget),
         "rule": None if plan is None else {key: getattr(plan.rule, key) for key in RULE},
         "index_dtype": None if plan is None else getattr(plan.selector.config, "index_dtype", None),
+        **unit_fields(made, units),
         "seed": seed,
         "runtime": made.runtime,
         "weights": made.weights,
         "model": loaded.name,
         "model_hash": loaded.fingerprint,
+    }
+
+
+def unit_fields(made: Generation, units: UnitPlan | None) -> dict[str, Any]:
+    """What a result says of heads and neurons left out: nothing if none were."""
+    if units is None:
+        return {}
+    return {
+        "units": units.units.name,
+        "unit_heads": units.head_method.name,
+        "unit_sparsity": str(units.sparsity),
+        "unit_mode": units.neuron_mode if units.sparsity.neurons else units.head_mode,
+        "heads_skipped": made.heads_skipped,
+        "neurons_skipped": made.neurons_skipped,
+        "pack_seconds": round(made.pack_seconds, 6),
     }
 
 
@@ -230,7 +254,9 @@ def summary(made: Generation) -> str:
     )
     pace = f"{len(made.token_ids)} new tokens in {made.seconds:.1f} s, {_speed(made):.1f} a second"
     read = f"; {made.share_read:.1%} of the cached tokens read where layers choose" if made.share_read < 1 else ""
-    return f"{prompt}, {pace}{read}"
+    skipped = [f"{share:.0%} of the {kind}" for kind, share in (("heads", made.heads_skipped), ("neurons", made.neurons_skipped)) if share]
+    left_out = f"; left out: {' and '.join(skipped)}" if skipped else ""
+    return f"{prompt}, {pace}{read}{left_out}"
 
 
 def _speed(made: Generation) -> float:

@@ -15,9 +15,12 @@ from .console import spinner
 if TYPE_CHECKING:
     from ..models import LoadedModel
     from ..runtime import Budget, Plan
+    from ..runtime.units import UnitPlan
+    from ..units import Sparsity
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_BUDGET = "1/8"
+DEFAULT_SPARSITY = "neurons=0.5"
 _LARGEST_SEED = 2**63 - 1
 _MOST_THREADS = 1024
 
@@ -92,6 +95,76 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index-dtype", choices=("int8", "int4", "bf16"), help="what a predictor keeps its importance keys in (default: its own, int8)"
     )
+
+
+def add_unit_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add `--units`, `--unit-sparsity`, `--unit-heads`, `--mode`, `--unit-spread` and `--unit-rule`."""
+    how = {"nargs": "+", "action": "extend"} if many else {}
+    parser.add_argument(
+        "--units",
+        metavar="NAME[=ARTIFACT]",
+        help="method that chooses the heads and neurons to compute; NAME takes what ships for the model, NAME=ARTIFACT or FOLDER one of yours",
+        **how,
+    )
+    parser.add_argument(
+        "--unit-sparsity",
+        type=sparsity,
+        metavar="S",
+        help=f"shares left out, such as heads=0.33,neurons=0.5 (default: {DEFAULT_SPARSITY})",
+        **how,
+    )
+    parser.add_argument("--unit-heads", metavar="NAME[=ARTIFACT]", help="another method that chooses the heads")
+    parser.add_argument(
+        "--mode",
+        choices=("static", "prompt", "token"),
+        help="choose once for all, by the prompt, or for each token (default: what the method is for)",
+    )
+    parser.add_argument(
+        "--unit-spread",
+        choices=("local", "global", "hybrid"),
+        default="local",
+        help="spread over layers evenly, by importance, or by importance with at least half in each (default: local)",
+    )
+    parser.add_argument(
+        "--unit-rule",
+        choices=("threshold", "count"),
+        default="threshold",
+        help="neurons of each token by a calibrated threshold, or as many for every token (default: threshold)",
+    )
+
+
+def sparsity(text: str) -> Sparsity:
+    """A unit sparsity, as an argparse type."""
+    from ..units import Sparsity
+
+    try:
+        return Sparsity.parse(text)
+    except SparsightError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def make_unit_plan(loaded: LoadedModel, args: argparse.Namespace) -> UnitPlan | None:
+    """The plan of the options of `add_unit_options`; None to compute everything.
+
+    Raises
+    ------
+    ConfigError, BudgetError, ArtifactError, StorageError
+        If options are given without `--units`, or the method cannot be used so.
+    """
+    if args.units is None:
+        for option in ("unit_sparsity", "unit_heads", "mode"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} needs a method that chooses heads and neurons; add --units gated, or leave it out")
+        return None
+    from ..runtime.units import UnitPlan
+    from ..units import Sparsity
+    from ..units.pretrained import resolve_units
+
+    units = resolve_units(args.units, loaded)
+    heads = None if args.unit_heads is None else resolve_units(args.unit_heads, loaded)
+    wanted = args.unit_sparsity or Sparsity.parse(DEFAULT_SPARSITY)
+    return UnitPlan(units, wanted, args.mode, heads, args.unit_spread, args.unit_rule)
 
 
 def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:

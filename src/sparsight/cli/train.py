@@ -17,9 +17,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("--method", required=True, metavar="NAME", help="foresight, butler, butler-v1 or lowrank")
+    parser.add_argument(
+        "--method",
+        required=True,
+        metavar="NAME",
+        help="for tokens foresight, butler, butler-v1 or lowrank; for heads and neurons shadow, dejavu, static or gated",
+    )
     many = {"nargs": "+", "action": "extend"}
     parser.add_argument("--text", **many, default=[], metavar="P", help="files or folders (default: the shipped text)")
+    parser.add_argument("--trace", metavar="DIR", help="of 'sparsight trace', for shadow, dejavu and static")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps of shadow and dejavu (default: 300)")
     parser.add_argument("--length", **many, type=int, metavar="N", help="chunk lengths (default: 1024 2048 4096 8192)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to learn from (default: 600000)")
     parser.add_argument("--learning-rate", type=float, metavar="R", help="peak rate of all but projections (default: 0.005)")
@@ -39,9 +46,15 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
     from ..tokens.base import REGISTRY
     from ..training import TrainingConfig, read_documents, train_predictor
+    from ..units.base import REGISTRY as UNIT_REGISTRY
     from .options import load_model
     from .progress import bar
 
+    if args.method in UNIT_REGISTRY.methods() and args.method not in REGISTRY.methods():
+        return _run_units(args)
+    for option in ("trace", "steps"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option} is for predictors of heads and neurons, not for {args.method!r}; leave it out")
     settings = REGISTRY.typed_settings(args.method, args.set)
     if args.tokens is not None and args.tokens < 1:
         raise ConfigError(f"--tokens must be at least 1, got {args.tokens}")
@@ -73,4 +86,34 @@ def run(args: argparse.Namespace) -> int:
     for row in selector.artifact.recall:
         figures = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if key != "length")
         print(f"  held-out text, length {row['length']}: {figures}")
+    return 0
+
+
+def _run_units(args: argparse.Namespace) -> int:
+    """Train what chooses heads and neurons."""
+    from ..artifacts import check_target
+    from ..errors import ConfigError
+    from ..training import read_documents
+    from ..training.unit_network import UnitTraining
+    from ..training.units import train_units
+    from ..units.base import REGISTRY
+    from .options import load_model
+    from .progress import bar
+
+    for option in ("length", "tokens", "window", "resume"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} is for predictors of tokens, not for {args.method!r}; leave it out")
+    settings = REGISTRY.typed_settings(args.method, args.set)
+    given = {"steps": args.steps, "learning_rate": args.learning_rate, "seed": args.seed}
+    config = UnitTraining(**{key: value for key, value in given.items() if value is not None})
+    check_target(args.out)
+    if args.text:
+        read_documents(args.text)
+    loaded = load_model(args)
+    with bar(f"training {args.method}") as update:
+        units = train_units(loaded, args.method, args.out, args.trace, args.text, settings, config, update)
+    share = units.parameter_count() / units.artifact.model_parameters
+    print(f"{args.out}: {args.method} for {loaded.name}, {units.parameter_count():,} parameters ({share:.2%})")
+    for row in units.artifact.recall:
+        print(f"  held-out text, {row['kind']}: rank correlation {row['spearman']:.3f}, of the mean alone {row['of_mean']:.3f}")
     return 0

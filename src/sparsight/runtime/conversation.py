@@ -14,6 +14,7 @@ from .encode import check_chat, encode_chat
 from .generate import decode
 from .generation import Decoding, Generation
 from .plan import Plan
+from .units import UnitPlan
 
 
 class Conversation:
@@ -31,8 +32,8 @@ class Conversation:
         Dense without one.
     system : str, optional
         The system message; some templates set one of their own without it, and some allow none.
-    runtime, weights, threads
-        As for `generate`.
+    runtime, weights, threads, units
+        As for `generate`. In prompt mode heads and neurons are chosen anew at each turn, by what is new in it.
 
     Attributes
     ----------
@@ -62,12 +63,13 @@ class Conversation:
         runtime: str = "auto",
         weights: str | None = None,
         threads: int | None = None,
+        units: UnitPlan | None = None,
     ) -> None:
         check_chat(loaded)
         self.loaded = loaded
         self.plan = plan
         self.system = system
-        self._how = {"runtime": runtime, "weights": weights, "threads": threads}
+        self._how = {"runtime": runtime, "weights": weights, "threads": threads, "units": units}
         self.reset()
 
     def reset(self) -> None:

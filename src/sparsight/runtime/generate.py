@@ -26,6 +26,7 @@ from .generation import Decoding, Generation, Streamer, finished_row
 from .memory import check_memory
 from .plan import Plan
 from .runtimes import choose_runtime
+from .units import UnitPlan, apply_units, check_units
 
 
 @overload
@@ -54,6 +55,7 @@ def generate(
     runtime: str = "auto",
     weights: str | None = None,
     threads: int | None = None,
+    units: UnitPlan | None = None,
 ) -> Generation | list[Generation]:
     """Continue or answer a prompt, or several at once.
 
@@ -89,6 +91,8 @@ def generate(
         What the native decoder keeps the weights in; by default the model's dtype, or the bits of the GGUF file it came from.
     threads : int, optional
         Of the native decoder; by default as many as PyTorch uses.
+    units : UnitPlan, optional
+        Heads and neurons that decode steps leave out; goes together with `plan`.
 
     Returns
     -------
@@ -117,7 +121,17 @@ def generate(
     names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i + 1} of {len(prompts)}" for i in range(len(prompts))]
     rows = [encode_prompt(loaded, prompt, chat, name)[0].tolist() for prompt, name in zip(prompts, names, strict=True)]
     made, _ = decode(
-        loaded, rows, plan, decoding, names=names, stream=stream, observer=observer, runtime=runtime, weights=weights, threads=threads
+        loaded,
+        rows,
+        plan,
+        decoding,
+        names=names,
+        stream=stream,
+        observer=observer,
+        runtime=runtime,
+        weights=weights,
+        threads=threads,
+        units=units,
     )
     return made[0] if alone else made
 
@@ -135,6 +149,7 @@ def decode(
     runtime: str = "auto",
     weights: str | None = None,
     threads: int | None = None,
+    units: UnitPlan | None = None,
 ) -> tuple[list[Generation], Cache | DecoderSequence]:
     """Continue token sequences, and give the cache as it was left.
 
@@ -148,7 +163,7 @@ def decode(
         Holds a beginning of the only row, which is not computed again; it is changed in place. It is of the runtime that gave it.
     names : sequence of str
         What each row is called in errors.
-    stream, observer, runtime, weights, threads
+    stream, observer, runtime, weights, threads, units
         As for `generate`.
 
     Raises
@@ -163,13 +178,15 @@ def decode(
             f"{name} has {longest} tokens and {decoding.max_new_tokens} are to come, but {loaded.name} has a context of {context}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-    decoder, note = choose_runtime(loaded, plan, decoding.beams, runtime, weights, threads)
+    if units is not None:
+        check_units(loaded, units)
+    decoder, note = choose_runtime(loaded, plan, decoding.beams, runtime, weights, threads, units)
     held = cache.kv_bytes if isinstance(cache, DecoderSequence) else held_bytes(cache)
     check_memory(loaded, plan, len(rows) * decoding.beams, longest + decoding.max_new_tokens, held)
     if decoder is not None:
-        made, sequence = decode_native(decoder, rows, plan, decoding, cache, stream, observer)
+        made, sequence = decode_native(decoder, rows, plan, decoding, cache, stream, observer, units)
         return made, sequence
-    made, cache = _decode_in_graph(loaded, rows, longest, plan, decoding, cache, stream, observer)
+    made, cache = _decode_in_graph(loaded, rows, longest, plan, decoding, cache, stream, observer, units)
     for generation in made:
         generation.note = note
     return made, cache
@@ -184,6 +201,7 @@ def _decode_in_graph(
     cache: Cache | None,
     stream: Callable[[str], None] | None,
     observer: Observer | None,
+    units: UnitPlan | None,
 ) -> tuple[list[Generation], Cache]:
     if cache is None and plan is None:
         cache = DynamicCache(config=loaded.model.config)
@@ -194,6 +212,7 @@ def _decode_in_graph(
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         apply(loaded, plan, observer) if plan is not None else nullcontext() as run,
+        apply_units(loaded, units, mask == 0) if units is not None else nullcontext() as left_out,
         torch.no_grad(),
     ):
         torch.manual_seed(decoding.seed)
@@ -214,6 +233,9 @@ def _decode_in_graph(
     for generation in made:
         generation.seconds = seconds
         generation.kv_bytes = held_bytes(cache) // len(rows)
+        if left_out is not None:
+            generation.heads_skipped, generation.neurons_skipped = (left_out.tally.dropped(kind) for kind in ("heads", "neurons"))
+            generation.pack_seconds = left_out.pack_seconds
         if run is not None:
             generation.share_read = run.tokens_read / run.tokens_held if run.tokens_held else 1.0
             generation.index_bytes = cache.index_bytes // len(rows)

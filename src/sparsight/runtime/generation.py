@@ -39,6 +39,10 @@ class Generation:
         What the native decoder kept the weights in.
     note : str or None
         Why it was not the native decoder, if nothing was said of the runtime.
+    heads_skipped, neurons_skipped : float
+        Shares of query heads and neurons that decode steps left out, in the layers that leave any out.
+    pack_seconds : float
+        Spent, within `seconds`, on making the weights ready for a choice of heads and neurons.
     """
 
     text: str
@@ -53,6 +57,9 @@ class Generation:
     runtime: str = "hf"
     weights: str | None = None
     note: str | None = None
+    heads_skipped: float = 0.0
+    neurons_skipped: float = 0.0
+    pack_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..errors import ConfigError
 from ..models import LoadedModel
-from .decoder import Decoder, default_format, why_not_native, why_not_native_model
+from .decoder import Decoder, default_format, why_not_native, why_not_native_model, why_not_native_units
 from .plan import Plan
+from .units import UnitPlan, why_not_pieces
 
 RUNTIMES = ("auto", "native", "hf")
 
@@ -17,6 +20,7 @@ def choose_runtime(
     runtime: str = "auto",
     weights: str | None = None,
     threads: int | None = None,
+    units: UnitPlan | None = None,
 ) -> tuple[Decoder | None, str | None]:
     """The native decoder to use, or None for the Hugging Face graph, and why it was not the native one.
 
@@ -29,6 +33,8 @@ def choose_runtime(
     runtime : {"auto", "native", "hf"}
     weights, threads
         See `Decoder`.
+    units : UnitPlan, optional
+        Needs weights that are not integers: by default they are kept in bfloat16 then, or as the model has them.
 
     Raises
     ------
@@ -41,9 +47,13 @@ def choose_runtime(
         if weights is not None:
             raise ConfigError(f"weights in {weights} are for the native decoder, but the runtime is hf; leave one of the two out")
         return None, None
-    reason = _why_not(loaded, plan, beams, weights)
+    if units is not None and weights is None:
+        kept = "fp32" if loaded.model.dtype == torch.float32 else "bf16"
+    else:
+        kept = weights
+    reason = _why_not(loaded, plan, beams, kept) or _why_not_units(loaded, units, kept)
     if reason is None:
-        return kept_decoder(loaded, weights, threads), None
+        return kept_decoder(loaded, kept, threads), None
     if runtime == "native" or weights is not None:
         raise ConfigError(f"the native decoder cannot do this: {reason}; use --runtime hf and leave out --weights")
     return None, reason
@@ -74,6 +84,16 @@ def _why_not(loaded: LoadedModel, plan: Plan | None, beams: int, weights: str | 
     if _kept(loaded, weights or default_format(loaded)) is not None:
         return None
     return why_not_native_model(loaded, weights)
+
+
+def _why_not_units(loaded: LoadedModel, units: UnitPlan | None, format: str | None) -> str | None:
+    if units is None:
+        return None
+    if (reason := why_not_pieces(units)) is not None:
+        return reason
+    found = _kept(loaded, format)
+    heads, neurons = units.sparsity.heads > 0, units.sparsity.neurons > 0
+    return why_not_native_units(loaded, format, heads, neurons, found is not None and found.prepared)
 
 
 def _kept(loaded: LoadedModel, format: str) -> Decoder | None:

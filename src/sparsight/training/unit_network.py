@@ -124,12 +124,13 @@ def _fit(units: NetworkMethod, batches, config: UnitTraining, progress: Progress
         loss.backward()
         torch.nn.utils.clip_grad_norm_(units.parameters(), 1.0)
         optimizer.step()
-        if not math.isfinite(float(loss)):
-            raise ModelError(f"the training loss became {float(loss)} at step {step + 1}; lower the learning rate or check the model for NaN")
+        lost, mean = float(loss.detach()), float(plain.detach())
+        if not math.isfinite(lost):
+            raise ModelError(f"the training loss became {lost} at step {step + 1}; lower the learning rate or check the model for NaN")
         if step % 5 == 0 or step == config.steps - 1:
-            history.append({"step": step + 1, "loss": float(loss), "loss_of_mean": float(plain)})
+            history.append({"step": step + 1, "loss": lost, "loss_of_mean": mean})
         if progress is not None:
-            progress(step + 1, config.steps, f"training: loss {float(loss):.4f}, of the mean {float(plain):.4f}")
+            progress(step + 1, config.steps, f"training: loss {lost:.4f}, of the mean {mean:.4f}")
     units.requires_grad_(False)
     return history
 

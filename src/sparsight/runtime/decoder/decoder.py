@@ -201,8 +201,8 @@ class Decoder:
         """An empty sequence."""
         return DecoderSequence(self)
 
-    def prefill(self, sequence: DecoderSequence, ids: Sequence[int], reserve: int = 0) -> np.ndarray:
-        """Append a prompt to a sequence by the Hugging Face graph, densely.
+    def prefill(self, sequence: DecoderSequence, ids: Sequence[int], reserve: int = 0, by_graph: bool = False) -> np.ndarray:
+        """Append a prompt to a sequence, densely.
 
         Parameters
         ----------
@@ -210,6 +210,8 @@ class Decoder:
         ids : sequence of int
         reserve : int
             Tokens in all that there will be room for without moving memory.
+        by_graph : bool
+            By the Hugging Face graph, for hooks to see.
 
         Returns
         -------
@@ -229,7 +231,7 @@ class Decoder:
             raise TextError("there is no token to process; give at least one")
         self._check_context(total)
         sequence.reserve(max(total, reserve))
-        logits = self._prefill_by_graph(sequence, ids) if self.graph_prefill else self._prefill(sequence, ids)
+        logits = self._prefill_by_graph(sequence, ids) if by_graph or self.graph_prefill else self._prefill(sequence, ids)
         if not np.isfinite(logits).all():
             raise _not_finite(self.loaded, total)
         return logits

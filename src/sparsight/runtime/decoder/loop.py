@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,10 @@ from ..plan import Plan
 from .decoder import Decoder, Step
 from .sampling import Sampler
 from .sequence import DecoderSequence
+from .unit_rows import UnitRows
+
+if TYPE_CHECKING:
+    from ..units import UnitPlan
 
 
 def decode_native(
@@ -25,6 +30,7 @@ def decode_native(
     cache: DecoderSequence | None = None,
     stream: Callable[[str], None] | None = None,
     observer: Observer | None = None,
+    unit_plan: UnitPlan | None = None,
 ) -> tuple[list[Generation], DecoderSequence]:
     """Continue token sequences.
 
@@ -39,6 +45,8 @@ def decode_native(
         Holds a beginning of the only row; it is changed in place.
     stream, observer
         As for `runtime.generate`; an observer gets the rows that go on, `(rows, kv_heads, 1, budget)`.
+    unit_plan : UnitPlan, optional
+        Made of pieces.
 
     Returns
     -------
@@ -52,8 +60,11 @@ def decode_native(
     new: list[list[int]] = [[] for _ in rows]
     if streamer is not None:
         streamer.put(torch.tensor(rows[0]))  # the prompt, which it leaves out
+    left_out = UnitRows(decoder, unit_plan)
     for row, sequence, sampler, made in zip(rows, sequences, samplers, new, strict=True):
-        logits = decoder.prefill(sequence, row[sequence.length :], reserve=len(row) + decoding.max_new_tokens)
+        with left_out.watch() as by_graph:
+            logits = decoder.prefill(sequence, row[sequence.length :], len(row) + decoding.max_new_tokens, by_graph)
+        left_out.choose()
         made.append(sampler.draw(logits))
     read = held = 0
     while True:
@@ -62,7 +73,9 @@ def decode_native(
         going = [i for i, made in enumerate(new) if made[-1] not in stops and len(made) < decoding.max_new_tokens]
         if not going:
             break
-        step = decoder.step([sequences[i] for i in going], [new[i][-1] for i in going], _of_rows(plan, going), record=observer is not None)
+        last, units = [new[i][-1] for i in going], left_out.of(going)
+        step = decoder.step([sequences[i] for i in going], last, _of_rows(plan, going), observer is not None, units)
+        left_out.count(step)
         for i, logits in zip(going, step.logits, strict=True):
             new[i].append(samplers[i].draw(logits))
         if plan is not None and step.budgets != step.lengths:
@@ -79,6 +92,7 @@ def decode_native(
         generation.seconds, generation.runtime, generation.weights = seconds, "native", decoder.format
         generation.kv_bytes, generation.index_bytes = sequence.kv_bytes, sequence.index_bytes
         generation.share_read = read / held if held else 1.0
+        left_out.tell(generation)
     return made, sequences[-1]
 
 
