@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .files import KIND
+
 if TYPE_CHECKING:
     from .store import Artifact
 
@@ -27,9 +29,7 @@ def model_card(artifact: Artifact) -> str:
     sections = [
         _header(a),
         f"# {_text(a.method)} predictor for {_text(a.model_name)}",
-        f"A predictor of the method `{a.method}` for Sparsight: at each decoding step it foresees which cached tokens "
-        "the attention of "
-        f"`{_text(a.model_name)}` needs, so that the rest of the KV cache need not be read. It is of use with this "
+        f"A predictor of the method `{a.method}` for Sparsight: {_purpose(a)} It is of use with this "
         "model alone; "
         "the model's weights are not in it and are not changed by it.",
         "## Model",
@@ -45,13 +45,12 @@ def model_card(artifact: Artifact) -> str:
         _data(a.data),
         "## Training",
         _training(a.training),
-        "## Attention-mass recall",
+        "## Attention-mass recall" if a.kind == KIND else "## Rank correlation with the true importance, on held-out text",
         _rows(a.recall) if a.recall else "Not measured when this card was written.",
         "## Use",
         "```\n"
-        f"sparsight evaluate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8 --text FILE\n"
-        f"sparsight generate --model {a.model_name} --select {a.method}=THIS_FOLDER --budget 1/8 --prompt \"Once upon "
-        "a time\"\n"
+        f"sparsight evaluate --model {a.model_name} {_options(a)} --text FILE\n"
+        f"sparsight generate --model {a.model_name} {_options(a)} --prompt \"Once upon a time\"\n"
         "```",
         "## Made with",
         ", ".join(f"{name} {number}" for name, number in sorted(a.versions.items())) or "Not recorded.",
@@ -59,14 +58,29 @@ def model_card(artifact: Artifact) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _purpose(a: Artifact) -> str:
+    if a.kind == KIND:
+        what = f"which cached tokens the attention of `{_text(a.model_name)}` needs, so that the rest of the KV cache need not be read."
+    else:
+        what = f"which attention heads and neurons of `{_text(a.model_name)}` matter, so that the weights of the others need not be read."
+    return f"at each decoding step it foresees {what}"
+
+
+def _options(a: Artifact) -> str:
+    if a.kind == KIND:
+        return f"--select {a.method}=THIS_FOLDER --budget 1/8"
+    return f"--units {a.method}=THIS_FOLDER --unit-sparsity neurons=0.5"
+
+
 def _header(a: Artifact) -> str:
+    topics = ("kv-cache", "sparse-attention") if a.kind == KIND else ("contextual-sparsity",)
     lines = [
         "---",
         "library_name: sparsight",
         "license: apache-2.0",
         f"base_model: {json.dumps(a.model_name)}",
         "tags:",
-        *(f"- {tag}" for tag in ("sparsight", "kv-cache", "sparse-attention", json.dumps(a.method))),
+        *(f"- {tag}" for tag in ("sparsight", *topics, json.dumps(a.method))),
         "---",
     ]
     return "\n".join(lines)

@@ -22,8 +22,8 @@ def restore(
     tensors: dict[str, Tensor],
     kind: str,
     create: Callable[..., nn.Module],
+    stored_geometry: Callable[[Artifact], Any],
     geometry: Any,
-    stored: Any,
     fingerprint: str | None,
     model_name: str = "a model",
 ) -> nn.Module:
@@ -37,8 +37,10 @@ def restore(
         Of the artifact that is expected.
     create : callable
         create(name, geometry, **settings) makes it untrained.
-    geometry, stored
-        Of the model to use it with, and of the model it was made for.
+    stored_geometry : callable
+        Gives the sizes of the model that an artifact was made for.
+    geometry
+        Of the model to use it with; None for those.
     fingerprint : str or None
         Of the model to use it with; not compared if None.
     model_name : str
@@ -59,6 +61,8 @@ def restore(
             f"{model_name!r} (fingerprint {fingerprint[:12]}); use a predictor of this model, or train one: "
             f"sparsight train --model {model_name} --method {artifact.method} --out DIR"
         )
+    stored = stored_geometry(artifact)
+    geometry = stored if geometry is None else geometry
     if stored != geometry:
         raise ArtifactError(f"{where} is for {stored}, but the model is {geometry}; use a predictor of this model")
     try:

@@ -94,7 +94,7 @@ def from_pretrained(folder: str | Path, loaded: LoadedModel | None = None) -> Se
     """
     artifact, tensors = load_artifact(folder)
     if loaded is None:
-        return selector_from(artifact, tensors, _stored_geometry(artifact), None)
+        return selector_from(artifact, tensors, None, None)
     selector = selector_from(artifact, tensors, Geometry.of(loaded.anatomy), loaded.fingerprint, loaded.name)
     return selector.to(loaded.model.device)
 
@@ -102,7 +102,7 @@ def from_pretrained(folder: str | Path, loaded: LoadedModel | None = None) -> Se
 def selector_from(
     artifact: Artifact,
     tensors: dict[str, Tensor],
-    geometry: Geometry,
+    geometry: Geometry | None,
     fingerprint: str | None,
     model_name: str = "a model",
 ) -> Selector:
@@ -112,8 +112,8 @@ def selector_from(
     ----------
     artifact, tensors
         From `sparsight.artifacts.load_artifact`.
-    geometry : Geometry
-        Of the model to use it with.
+    geometry : Geometry or None
+        Of the model to use it with; None for that it was made for.
     fingerprint : str or None
         Of that model; not compared if None.
     model_name : str
@@ -123,7 +123,7 @@ def selector_from(
     ------
     ArtifactError
     """
-    return restore(artifact, tensors, KIND, create, geometry, _stored_geometry(artifact), fingerprint, model_name)
+    return restore(artifact, tensors, KIND, create, _stored_geometry, geometry, fingerprint, model_name)
 
 
 def find_shipped(name: str, fingerprint: str) -> Path | None:

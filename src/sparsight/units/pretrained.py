@@ -89,12 +89,9 @@ def from_pretrained(folder: str | Path, loaded: LoadedModel | None = None) -> Un
         If a file cannot be read.
     """
     artifact, tensors = load_artifact(folder)
-    if artifact.kind != UNITS:
-        raise ArtifactError(f"{place(artifact)} foresees tokens, not heads and neurons; write --select {artifact.method}={folder}")
-    stored = _stored_geometry(artifact)
     if loaded is None:
-        return restore(artifact, tensors, UNITS, create, stored, stored, None)
-    made = restore(artifact, tensors, UNITS, create, UnitGeometry.of(loaded.anatomy), stored, loaded.fingerprint, loaded.name)
+        return restore(artifact, tensors, UNITS, create, _stored_geometry, None, None)
+    made = restore(artifact, tensors, UNITS, create, _stored_geometry, UnitGeometry.of(loaded.anatomy), loaded.fingerprint, loaded.name)
     return made.to(loaded.model.device)
 
 
