@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.families import FAMILY_CONFIGS, make_model
 
-from sparsight.errors import ConfigError
+from sparsight.errors import ConfigError, ModelError
 from sparsight.models import Anatomy, LoadedModel
-from sparsight.training.unit_capture import capture
+from sparsight.training.unit_capture import capture, scores_of
 from sparsight.units.criteria import criterion
 
 
@@ -80,6 +80,32 @@ def test_without_gradients_nothing_changes(tiny):
         assert torch.equal(tiny.model(given).logits, before)
     assert not any(module._forward_pre_hooks for module in tiny.model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in tiny.model.parameters())
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_nothing_is_left_in_the_model_when_what_consumes_fails(tiny, gradients):
+    def fail(layer, kind, a, g):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(tiny, ids(tiny), gradients, fail)
+    assert not any(module._forward_pre_hooks for module in tiny.model.modules())
+
+
+def test_without_gradients_layers_come_as_they_are_computed(tiny):
+    seen, last = [], tiny.anatomy.neuron_output(tiny.anatomy.layers - 1)
+    handle = last.register_forward_hook(lambda module, args, out: seen.append("end"))
+    capture(tiny, ids(tiny), False, lambda layer, kind, a, g: seen.append((layer, kind)))
+    handle.remove()
+    assert seen == [(i, kind) for i in range(tiny.anatomy.layers) for kind in ("heads", "neurons")] + ["end"]
+
+
+def test_scores_that_are_not_finite(tiny):
+    loaded = dataclasses.replace(tiny, model=make_model("llama"))
+    loaded = dataclasses.replace(loaded, anatomy=Anatomy.of(loaded.model))
+    loaded.anatomy.neuron_output(0).weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="'heads.l2.all' that are not finite"):
+        scores_of(loaded, ids(loaded)[0], [criterion("l2")], {"all": slice(None)})
 
 
 def test_a_quantised_model_has_no_gradients(tiny):

@@ -67,6 +67,62 @@ def test_an_interrupted_trace_goes_on_to_the_same_bytes(stories, documents, trac
         assert file.read_bytes() == (other / file.name).read_bytes()
 
 
+def test_a_kill_before_the_first_shard_leaves_a_trace_that_goes_on(stories, documents, trace, tmp_path):
+    def interrupted(done, total, note):
+        raise KeyboardInterrupt
+
+    other = tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        write_trace(stories, documents, other, CONFIG, progress=interrupted)
+    (other / "examples-00000.safetensors").write_bytes(b"not in the index yet")
+    (other / ".examples-00000.safetensors.0123456789ab.tmp").write_bytes(b"torn")
+    write_trace(stories, documents, other, CONFIG, resume=True)
+    assert {f.name: f.read_bytes() for f in other.iterdir()} == {f.name: f.read_bytes() for f in trace.folder.iterdir()}
+
+
+def test_a_damaged_shard_of_an_interrupted_trace_is_made_again(stories, documents, trace):
+    before = {f.name: f.read_bytes() for f in trace.folder.iterdir()}
+    edit(trace.folder, complete=False)
+    (trace.folder / "examples-00001.safetensors").write_bytes(b"torn")
+    seen = []
+    write_trace(stories, documents, trace.folder, CONFIG, resume=True, progress=lambda done, total, note: seen.append(done))
+    assert seen == [3, 4, 5, 6] and {f.name: f.read_bytes() for f in trace.folder.iterdir()} == before
+
+
+def test_other_versions_go_on_with_nothing_but_read_what_is_finished(stories, documents, trace):
+    assert set(trace.stated["versions"]) == {"python", "sparsight", "torch", "transformers"}
+    edit(trace.folder, versions={"torch": "1.0"})
+    assert len(write_trace(stories, documents, trace.folder, CONFIG)) == 7
+    edit(trace.folder, complete=False)
+    with pytest.raises(ArtifactError, match="made with another versions"):
+        write_trace(stories, documents, trace.folder, CONFIG, resume=True)
+
+
+def test_windows_lie_in_one_document_each_if_so_many_fit(stories, documents, tmp_path):
+    def windows(length, examples, seed=0):
+        config = TraceConfig(("l2",), length, 8, examples, seed)
+        ids, owners = unit_trace._windows(stories, documents, config)
+        assert ids.shape == (examples, length)
+        return ids, owners.tolist()
+
+    own = [stories.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents]
+    first = len(stories.start_tokens)
+    most = sum(len(d) // (40 - first) for d in own)
+    for examples in (1, 7, most):
+        ids, owners = windows(40, examples)
+        places = []
+        for row, owner in zip(ids.tolist(), owners, strict=True):
+            assert row[:first] == list(stories.start_tokens)
+            found = [i for i in range(len(own[owner])) if own[owner][i : i + 40 - first] == row[first:]]
+            assert len(found) == 1
+            places.append((owner, found[0]))
+        assert all(o < p or i + 40 - first <= j for (o, i), (p, j) in zip(places, places[1:], strict=False))
+    assert owners == sorted(owners) and set(owners) == {0, 1, 2}
+    assert not torch.equal(windows(40, 7)[0], windows(40, 7, seed=1)[0])
+    length = max(map(len, own)) + first + 1
+    assert len(windows(length, 1)[0]) == 1  # longer than each, so of the whole stream
+
+
 def test_a_finished_trace_is_taken_as_it_is(stories, documents, trace):
     def never(*args):
         raise AssertionError("traced again")
@@ -137,6 +193,7 @@ def test_a_criterion_that_was_not_traced(trace):
         ({"criteria": ("l2", "l2")}, "more than once"),
         ({"criteria": ("l2",), "prompt": 256}, "prompt must be from 1 to 255"),
         ({"criteria": ("l2",), "examples": 0}, "at least one example"),
+        ({"criteria": ("l2",), "seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_settings_out_of_range(settings, text):

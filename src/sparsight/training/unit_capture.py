@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..models import LoadedModel
+from ..units.criteria import Criterion
 
 Consume = Callable[[int, str, Tensor, Tensor | None], None]
 """consume(layer, "heads" or "neurons", activations, gradients): `(batch, tokens, units, channels)` both."""
@@ -64,6 +65,45 @@ def capture(loaded: LoadedModel, ids: Tensor, gradients: bool, consume: Consume)
         found = torch.autograd.grad(loss, [states for _, _, states in kept])
     for (layer, kind, states), gradient in zip(kept, found, strict=True):
         consume(layer, kind, _shaped(loaded, kind, states.detach(), ids.shape), _shaped(loaded, kind, gradient, ids.shape))
+
+
+def scores_of(loaded: LoadedModel, ids: Tensor, chosen: Sequence[Criterion], parts: Mapping[str, slice]) -> dict[str, Tensor]:
+    """Importance of every unit in parts of a text.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    ids : (tokens,) int64
+    chosen : sequence of Criterion
+    parts : dict of str to slice
+        Rows that are scored together, by name.
+
+    Returns
+    -------
+    dict of str to (layers, units) bfloat16
+        On the CPU, by "KIND.CRITERION.PART".
+
+    Raises
+    ------
+    ConfigError
+        As `capture`.
+    ModelError
+        If a score is not finite.
+    """
+    found: dict[str, list[Tensor]] = {}
+
+    def consume(layer: int, kind: str, activations: Tensor, gradients: Tensor | None) -> None:
+        for c in chosen:
+            for part, rows in parts.items():
+                score = c.over_rows(activations[:, rows], None if gradients is None else gradients[:, rows])[0]
+                found.setdefault(f"{kind}.{c.name}.{part}", []).append(score.to(torch.bfloat16).cpu())
+
+    capture(loaded, ids[None], any(c.needs_gradients for c in chosen), consume)
+    scores = {key: torch.stack(layers) for key, layers in found.items()}
+    for key, values in scores.items():
+        if not values.isfinite().all():
+            raise ModelError(f"{loaded.name} gives scores {key!r} that are not finite; check the model, or try fp32")
+    return scores
 
 
 def check_gradients(loaded: LoadedModel) -> None:

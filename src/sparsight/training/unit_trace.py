@@ -23,9 +23,9 @@ from ..artifacts import read_bytes, sha256_bytes, write_atomically
 from ..errors import ArtifactError, ConfigError, StorageError, TextError
 from ..models import LoadedModel
 from ..units import UnitGeometry
-from ..units.criteria import Criterion, criterion
+from ..units.criteria import criterion
 from .text import Document, hash_documents, token_stream
-from .unit_capture import capture, check_gradients
+from .unit_capture import check_gradients, scores_of
 from .windows import chunks, window
 
 KIND, FORMAT = "sparsight-trace", 1
@@ -45,12 +45,15 @@ class TraceConfig:
     length, prompt : int
         Tokens of a window, and of its beginning.
     examples : int
+    seed : int
+        Of where in a document its first window begins.
     """
 
     criteria: tuple[str, ...]
     length: int = 256
     prompt: int = 128
     examples: int = 512
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.criteria:
@@ -63,6 +66,8 @@ class TraceConfig:
             raise ConfigError(f"the prompt must be from 1 to {self.length - 1} of the {self.length} tokens of a window, got {self.prompt}")
         if self.examples < 1:
             raise ConfigError(f"a trace needs at least one example, got {self.examples}")
+        if self.seed < 0:
+            raise ConfigError(f"the seed must be at least 0, got {self.seed}")
 
 
 class Trace:
@@ -81,9 +86,8 @@ class Trace:
     """
 
     def __init__(self, folder: Path, stated: dict[str, Any]) -> None:
-        self.folder, self.stated = folder, stated
+        self.folder, self.stated, self._shards = folder, stated, stated["shards"]
         self.criteria, self.prompt = tuple(stated["criteria"]), stated["prompt"]
-        self._shards = stated["shards"]
         ids, documents = zip(*((t["ids"], t["document"]) for t in map(self._shard, range(len(self._shards)))), strict=True)
         self.ids, self.document = torch.cat(ids).long(), torch.cat(documents).long()
 
@@ -132,10 +136,9 @@ class Trace:
         return torch.cat([self._shard(i)[f"{kind}.{name}.{part}"] for i in range(len(self._shards))])
 
     def _shard(self, i: int) -> dict[str, Tensor]:
-        path = self.folder / _shard_name(i)
-        data = read_bytes(path) if path.is_file() else b""
-        if sha256_bytes(data) != self._shards[i]:
-            raise ArtifactError(f"'{path}' is missing, truncated or altered; delete the trace and make it again")
+        data = _shard_data(self.folder, i, self._shards[i])
+        if data is None:
+            raise ArtifactError(f"'{self.folder / _shard_name(i)}' is missing, truncated or altered; delete the trace and make it again")
         return load_tensors(data)
 
 
@@ -156,18 +159,22 @@ def write_trace(
     out : str or Path
     config : TraceConfig
     resume : bool
-        Go on with an interrupted trace of the same configuration.
+        Go on with an interrupted trace of the same configuration; what was damaged since is made again.
     progress : callable, optional
         progress(examples done, examples, note)
 
     Raises
     ------
     ConfigError, TextError, ArtifactError
+    ModelError
+        If a score is not finite.
     StorageError
         If the disk has too little room, or is full: what was finished is kept.
     """
-    out = Path(out).expanduser()
-    chosen = [criterion(name) for name in config.criteria]
+    from ..evaluation.evaluate import versions
+
+    out, chosen = Path(out).expanduser(), [criterion(name) for name in config.criteria]
+    parts = dict(zip(PARTS, (slice(config.prompt), slice(config.prompt, None)), strict=True))
     if any(c.needs_gradients for c in chosen):
         check_gradients(loaded)
     if config.length > loaded.anatomy.context_length:
@@ -184,10 +191,13 @@ def write_trace(
         "documents": [d.name for d in documents],
         **asdict(config),
         "criteria": list(config.criteria),
+        "versions": versions(),
     }
     shards = _begin(out, stated, resume)
     left = len(windows) - len(shards) * SHARD
     _check_space(out, loaded, config, left)
+    if not shards:  # so that the folder is known as a trace, whenever a kill comes
+        _write_index(out, {**stated, "shards": [], "complete": False})
     for start in range(len(shards) * SHARD, len(windows), SHARD):
         batch = slice(start, start + SHARD)
         tensors = {"ids": windows[batch].int(), "document": owners[batch].int()}
@@ -195,7 +205,7 @@ def write_trace(
         for i, ids in enumerate(windows[batch]):
             if progress is not None:
                 progress(start + i, len(windows), documents[int(owners[start + i])].name)
-            found.append(_score(loaded, ids, config, chosen))
+            found.append(scores_of(loaded, ids, chosen, parts))
         tensors |= {key: torch.stack([f[key] for f in found]) for key in found[0]}
         data = save_tensors(tensors)
         write_atomically(out / _shard_name(start // SHARD), data)
@@ -205,44 +215,52 @@ def write_trace(
 
 
 def _windows(loaded: LoadedModel, documents: Sequence[Document], config: TraceConfig) -> tuple[Tensor, Tensor]:
-    """Evenly spread windows and the documents that they begin in."""
+    """Evenly spread windows and the documents that they begin in.
+
+    No window reaches into another document if they hold that many: some are held out later. Otherwise windows are cut from all text as one.
+    """
     ids, owner = token_stream(documents, loaded.tokenizer)
     own = config.length - len(loaded.start_tokens)
-    starts = chunks(ids, own, config.examples)
+    sizes = np.bincount(owner)
+    fit = sizes // max(own, 1)
+    if own > 0 and fit.sum() >= config.examples:
+        first = np.cumsum(sizes) - sizes + np.random.default_rng(config.seed).integers(sizes - fit * own, endpoint=True)
+        starts = np.repeat(first, fit) + own * (np.arange(fit.sum()) - np.repeat(np.cumsum(fit) - fit, fit))
+        starts = starts[np.arange(config.examples) * len(starts) // config.examples]
+    else:
+        starts = chunks(ids, own, config.examples)
     stream = torch.from_numpy(ids)
     windows = torch.stack([window(stream, int(s), config.length, loaded.start_tokens) for s in starts])
     return windows, torch.from_numpy(owner[starts].astype(np.int64))
 
 
-def _score(loaded: LoadedModel, ids: Tensor, config: TraceConfig, chosen: Sequence[Criterion]) -> dict[str, Tensor]:
-    """Scores of one window, `(layers, units)` by kind, criterion and part."""
-    found: dict[str, list[Tensor]] = {}
-    rows = {"prompt": slice(config.prompt), "rest": slice(config.prompt, None)}
-
-    def consume(layer: int, kind: str, activations: Tensor, gradients: Tensor | None) -> None:
-        for c in chosen:
-            for part, which in rows.items():
-                given = None if gradients is None else gradients[:, which]
-                score = c.over_rows(activations[:, which], given)[0]
-                found.setdefault(f"{kind}.{c.name}.{part}", []).append(score.to(torch.bfloat16).cpu())
-
-    capture(loaded, ids[None], any(c.needs_gradients for c in chosen), consume)
-    return {key: torch.stack(layers) for key, layers in found.items()}
-
-
 def _begin(out: Path, stated: dict[str, Any], resume: bool) -> list[str]:
-    """Hashes of the shards that are there already."""
+    """Hashes of the shards that are there already, up to the first that is damaged."""
     if not (out / INDEX).exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ArtifactError(f"'{out}' holds something other than a trace; choose a new folder")
         return []
     found = _read_index(out)
-    differs = [key for key, value in stated.items() if found.get(key) != value]
+    differs = [key for key, value in stated.items() if found.get(key) != value and not (found["complete"] and key == "versions")]
     if differs:
         raise ArtifactError(f"the trace '{out}' was made with another {', '.join(differs)}; use the same arguments, or another --out")
     if not found["complete"] and not resume:
         raise ArtifactError(f"the trace '{out}' was interrupted; go on with --resume, or delete it")
-    return list(found["shards"])
+    for leftover in out.glob(".*.tmp"):  # of a kill
+        leftover.unlink(missing_ok=True)
+    if found["complete"]:
+        return list(found["shards"])
+    good = 0
+    while good < len(found["shards"]) and _shard_data(out, good, found["shards"][good]) is not None:
+        good += 1
+    return found["shards"][:good]
+
+
+def _shard_data(folder: Path, i: int, known: str) -> bytes | None:
+    """The content of a shard, if its hash is as known."""
+    path = folder / _shard_name(i)
+    data = read_bytes(path) if path.is_file() else b""
+    return data if sha256_bytes(data) == known else None
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -272,12 +290,10 @@ def _check_space(out: Path, loaded: LoadedModel, config: TraceConfig, examples: 
     anatomy = loaded.anatomy
     each = 2 * len(PARTS) * len(config.criteria) * anatomy.layers * (anatomy.query_heads + anatomy.intermediate_size) + 4 * config.length
     place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    if each * examples > free:
-        raise StorageError(
-            f"{examples} examples take {each * examples / 1e9:.2g} GB, but '{place}' has {free / 1e9:.2g} GB free; "
-            "lower --examples, or name fewer criteria"
-        )
+    needed, free = each * examples / 1e9, shutil.disk_usage(place).free / 1e9
+    if needed > free:
+        room = f"{examples} examples take {needed:.2g} GB, but '{place}' has {free:.2g} GB free"
+        raise StorageError(f"{room}; lower --examples, or name fewer criteria")
 
 
 def _shard_name(i: int) -> str:
