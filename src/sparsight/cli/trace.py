@@ -8,7 +8,7 @@ import argparse
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb."""
     from ..units.criteria import CRITERIA
-    from .options import add_model_options
+    from .options import add_model_options, add_seed_option
 
     parser = subparsers.add_parser(
         "trace",
@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--length", type=int, default=256, metavar="N", help="tokens of a window (default: 256)")
     parser.add_argument("--prompt", type=int, metavar="N", help="tokens of its beginning, scored apart (default: half of it)")
     parser.add_argument("--examples", type=int, default=512, metavar="N", help="windows, evenly spread (default: 512)")
+    add_seed_option(parser, "seed of where in a document windows begin")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted trace of the same arguments")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     parser.set_defaults(run=run)
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from .progress import bar
 
     prompt = args.length // 2 if args.prompt is None else args.prompt
-    config = TraceConfig(tuple(args.criterion), args.length, prompt, args.examples)
+    config = TraceConfig(tuple(args.criterion), args.length, prompt, args.examples, args.seed)
     documents = read_documents(args.text) if args.text else shipped_documents()
     loaded = load_model(args)
     with bar("tracing") as update:
