@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -15,7 +16,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_speed(kinds: argparse._SubParsersAction) -> None:
-    from .options import DEFAULT_MODEL, add_budget_option, add_rule_options, add_select_option, threads
+    from .options import (
+        DEFAULT_MODEL,
+        add_budget_option,
+        add_rule_options,
+        add_select_option,
+        add_unit_options,
+        threads,
+    )
 
     parser = kinds.add_parser(
         "speed",
@@ -50,6 +58,7 @@ def _add_speed(kinds: argparse._SubParsersAction) -> None:
     add_select_option(parser, many=True)
     add_budget_option(parser, many=True)
     add_rule_options(parser)
+    add_unit_options(parser, many=True)
     parser.add_argument(
         "--against", **many, choices=("llama.cpp", "transformers"), help="other engines to time on the same model"
     )
@@ -82,12 +91,25 @@ def run_speed(args: argparse.Namespace) -> int:
     if args.json:
         check_result_file(args.json)
     loaded = _load(args)
+    if args.units:
+        grid = replace(grid, units=tuple(_unit_plans(loaded, args)))
     with bar("timing") as update:
         result = measure_speed(loaded, grid, update)
     if args.json:
         write_result(args.json, result)
     output().print(speed_table(result))
     return 0
+
+
+def _unit_plans(loaded, args: argparse.Namespace):
+    """Plans of every method at every sparsity, by a name."""
+    from .options import DEFAULT_SPARSITY, make_unit_plan, sparsity
+
+    for spec in args.units:
+        for wanted in args.unit_sparsity or [sparsity(DEFAULT_SPARSITY)]:
+            one = argparse.Namespace(**{**vars(args), "units": spec, "unit_sparsity": wanted})
+            plan = make_unit_plan(loaded, one)
+            yield plan.units.name, plan
 
 
 def _load(args: argparse.Namespace):

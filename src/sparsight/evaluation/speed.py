@@ -25,8 +25,8 @@ from ..training.shipped_text import shipped_documents
 from ..training.text import Document, hash_documents, token_stream
 from .evaluate import versions
 from .rivals import Rival, llama_cpp_rival, transformers_rival
-from .speed_grid import STEPS, TURNS, SpeedGrid, make_plans
-from .speed_steps import Candidate, FilledCache, NativeSteps, RivalSteps, interleave
+from .speed_grid import STEPS, TURNS, SpeedGrid, check_units_native, make_plans
+from .speed_steps import Candidate, FilledCache, NativeSteps, RivalSteps, UnitSteps, interleave
 
 FORMAT = 1
 BENCHMARK = "speed"
@@ -67,9 +67,10 @@ def measure_speed(loaded: LoadedModel, grid: SpeedGrid | None = None, progress: 
     """
     grid = (grid or SpeedGrid()).settled(loaded)
     plans = make_plans(loaded, grid)
+    check_units_native(loaded, grid)
     ids, text = _tokens(loaded, max(grid.contexts))
     begin = _load_average()
-    counter = _Counter(progress, _signs(loaded, grid, len(plans)))
+    counter = _Counter(progress, _signs(loaded, grid, len(plans) + len(grid.units)))
     rows: list[dict[str, Any]] = []
     rivals: list[dict[str, Any]] = []
     bandwidth: dict[str, float] = {}
@@ -197,6 +198,7 @@ def _measure_threads(
         decoders = [Decoder(loaded, weights, threads, folder) for weights in grid.weights]
         caches = [FilledCache(decoder, ids, grid.rule.interval, loaded.tokenizer is None) for decoder in decoders]
         candidates: list[Candidate] = [NativeSteps(cache, spec, plan) for cache in caches for spec, plan in plans]
+        candidates += [UnitSteps(cache, name, units) for cache in caches for name, units in grid.units]
         candidates += [RivalSteps(rival, **variant) for rival, variant in rivals]
         for rival, _ in rivals:
             counter.say(f"prefill of {len(ids):,} tokens, {rival.runtime} {rival.weights}, {_threads(threads)}")

@@ -9,7 +9,9 @@ from ..models import LoadedModel
 from ..models.random_shapes import is_random_shape
 from ..ops.packing import FORMATS
 from ..runtime import Budget, Plan, Rule
-from ..runtime.decoder import default_format, why_not_native, why_not_native_model
+from ..runtime.decoder import default_format, why_not_native, why_not_native_model, why_not_native_units
+from ..runtime.decoder.units import FORMATS as UNIT_FORMATS
+from ..runtime.units import UnitPlan, check_units, why_not_pieces
 from ..tokens import method
 from ..tokens.pretrained import find_shipped, resolve
 from .rivals import WEIGHTS as RIVAL_WEIGHTS
@@ -42,6 +44,8 @@ class SpeedGrid:
         By which methods choose.
     index_dtype : str, optional
         What a predictor keeps its importance keys in.
+    units : tuple of (str, UnitPlan)
+        Heads and neurons left out, by a name to call them; the native decoder needs weights that are not integers for that.
     against : tuple of {"llama.cpp", "transformers"}
     repeats : int
         Of `TURNS` turns of `STEPS` counted steps each.
@@ -54,6 +58,7 @@ class SpeedGrid:
     budgets: tuple[Budget, ...] = field(default_factory=lambda: (Budget.parse("1/8"),))
     rule: Rule = Rule()
     index_dtype: str | None = None
+    units: tuple[tuple[str, UnitPlan], ...] = ()
     against: tuple[str, ...] = ()
     repeats: int = 5
 
@@ -73,8 +78,8 @@ class SpeedGrid:
         grid = replace(
             self,
             contexts=tuple(sorted(set(self.contexts))) or tuple(c for c in CONTEXTS if c <= limit) or (limit,),
-            weights=tuple(dict.fromkeys(self.weights)) or (default_format(loaded),),
-            select=tuple(dict.fromkeys(spec for spec in self.select if spec != DENSE)) if self.select else shipped,
+            weights=tuple(dict.fromkeys(self.weights)) or (self._default_weights(loaded),),
+            select=tuple(dict.fromkeys(spec for spec in self.select if spec != DENSE)) if self.select or self.units else shipped,
             **given,
         )
         if (context := max(grid.contexts)) > limit:
@@ -88,6 +93,12 @@ class SpeedGrid:
         grid._check_names()
         return grid
 
+    def _default_weights(self, loaded: LoadedModel) -> str:
+        """What is measured if nothing is said."""
+        if self.units and default_format(loaded) not in UNIT_FORMATS:
+            return "bf16"
+        return default_format(loaded)
+
     def _check_names(self) -> None:
         for name in self.weights:
             if name not in FORMATS:
@@ -98,6 +109,16 @@ class SpeedGrid:
         for name in self.against:
             if name not in RIVALS:
                 raise ConfigError(f"speed can be compared with {' and '.join(RIVALS)}, got {name!r}; choose one of these")
+
+
+def check_units_native(loaded: LoadedModel, grid: SpeedGrid) -> None:
+    """Raise `ConfigError` if the native decoder cannot leave units out as asked for."""
+    for name, plan in grid.units:
+        check_units(loaded, plan)
+        for weights in grid.weights:
+            reason = why_not_pieces(plan) or why_not_native_units(loaded, weights, plan.sparsity.heads > 0, plan.sparsity.neurons > 0)
+            if reason is not None:
+                raise ConfigError(f"the native decoder cannot run {name!r} as asked for: {reason}; leave that out")
 
 
 def make_plans(loaded: LoadedModel, grid: SpeedGrid) -> list[tuple[str, Plan | None]]:

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from ..runtime import Plan
-from ..runtime.decoder import Decoder, DecoderSequence
+from ..runtime.decoder import Decoder, DecoderSequence, NativeUnits
+from ..runtime.units import Choices, PromptRecord, UnitPlan, recorded, unit_pieces
+from ..units import Prompt
 from .rivals import Rival
 
 PIECE = 256
@@ -145,6 +147,69 @@ class NativeSteps:
             seconds += time.perf_counter() - start
         self._sequence.crop(-len(tokens))
         return seconds
+
+
+class UnitSteps(NativeSteps):
+    """Steps of the native decoder with heads and neurons left out.
+
+    How much is left out depends on the token: each step appends another token of the text, at the same place. Bytes are those of the
+    shares that the timed steps computed.
+
+    Parameters
+    ----------
+    cache : FilledCache
+    name : str
+        What the method is called.
+    units : UnitPlan
+        Made of pieces.
+    """
+
+    def __init__(self, cache: FilledCache, name: str, units: UnitPlan) -> None:
+        super().__init__(cache, name, None)
+        self.identity["budget"] = str(units.sparsity)
+        choices = Choices(units)
+        if choices.needs_prompt:
+            choices.see(_prompt(self._decoder, cache.ids, units))
+        self._units, self._plan_of_units = NativeUnits(self._decoder, unit_pieces(units, choices)), units
+        self._at, self._computed, self._steps = 0, [0, 0], 0
+
+    def at(self, context: int) -> None:
+        super().at(context)
+        self._computed, self._steps = [0, 0], 0
+
+    def sample(self, steps: int) -> list[float]:
+        self._step()
+        return [self._step() for _ in range(steps)]
+
+    def bytes_per_token(self, context: int) -> float:
+        geometry, plan = self._plan_of_units.units.geometry, self._plan_of_units
+        whole = [len(plan.layers) * units for units in (geometry.query_heads, geometry.intermediate_size)]
+        asked = (plan.sparsity.heads, plan.sparsity.neurons)
+        skipped = [
+            1 - computed / (self._steps * units) if share and self._steps else 0.0
+            for computed, units, share in zip(self._computed, whole, asked, strict=True)
+        ]
+        return self._decoder.bytes_per_token(context, None, self._units, tuple(skipped))
+
+    def _step(self) -> float:
+        token = self._cache.ids[self._at % len(self._cache.ids)]
+        self._at += 1
+        start = time.perf_counter()
+        step = self._decoder.step([self._sequence], [token], units=[self._units])
+        seconds = time.perf_counter() - start
+        self._sequence.crop(-1)
+        heads, neurons, *_ = step.units[0]
+        self._computed, self._steps = [self._computed[0] + heads, self._computed[1] + neurons], self._steps + 1
+        return seconds
+
+
+def _prompt(decoder: Decoder, ids: Sequence[int], units: UnitPlan) -> Prompt:
+    """What is known of the beginning of a text as a prompt."""
+    loaded = decoder.loaded
+    record = PromptRecord(loaded.anatomy, {p for method in units.methods for p in method.producers})
+    with recorded(loaded.model, loaded.anatomy, record):
+        loaded.model(torch.tensor([list(ids[:PIECE])]), use_cache=False)
+    return record.prompt()
 
 
 class RivalSteps:

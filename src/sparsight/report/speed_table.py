@@ -81,9 +81,19 @@ def _figures(row: Mapping[str, Any], block: Sequence[Mapping[str, Any]], rivals:
         f"{1e3 / row['ms_per_token']:.1f}",
         human_bytes(row["bytes_per_token"]),
         f"{100 * row['bandwidth_share']:.0f} %",
-        *(_times(speedup(row, block, runtime)) for runtime in ["native"] + [LLAMA_CPP] * rivals),
+        _times(speedup(row, block, "native")) + _bound(row, block),
+        *(_times(speedup(row, block, LLAMA_CPP)) for _ in range(rivals)),
     ]
     return [Text(figure) for figure in figures]
+
+
+def _bound(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where heads and neurons are left out: the ratio that the bytes would allow."""
+    if "=" not in (row["budget"] or ""):
+        return ""
+    same = ("runtime", "weights", "context", "threads")
+    dense = next((r for r in rows if r["select"] == "dense" and all(r[key] == row[key] for key in same)), None)
+    return "" if dense is None else f" ({dense['bytes_per_token'] / row['bytes_per_token']:.2f})"
 
 
 def _times(ratio: float | None) -> str:
@@ -99,6 +109,8 @@ def _caption(result: Mapping[str, Any]) -> str:
         f"of the bandwidth: at which as many threads read memory, {reads}",
         "vs: times as fast as native dense or llama.cpp, at the same weights, context and threads",
     ]
+    if any("=" in (row["budget"] or "") for row in result["rows"]):
+        lines.append("in brackets: what the bytes read would allow, where heads and neurons are left out")
     if interval > 1:
         lines.append(f"interval {interval}: native figures are means over runs of so many steps, which begin with a choice")
     if pages := result["rule"]["pages"]:
