@@ -90,5 +90,6 @@ def test_skipping_gives_what_a_mask_gives(name, method, mode, settings):
     for kind in ("heads", "neurons"):
         assert run.tally.computed[kind] == tally.computed[kind] > 0
     assert run.steps == 4
+    assert torch.is_grad_enabled()
     with torch.no_grad():
         assert torch.equal(steps(model, tokens, 5), dense)

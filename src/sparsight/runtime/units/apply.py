@@ -140,7 +140,7 @@ def apply_units(model: LoadedModel | Any, plan: UnitPlan, padding: Tensor | None
     """
     network, anatomy = check_units(model, plan)
     run = UnitRun(network, anatomy, plan)
-    with ExitStack() as stack, torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
         stack.callback(run.leave)
         stack.enter_context(watching(network, run.watch, range(anatomy.layers), factors=False))
         if run.record is not None:

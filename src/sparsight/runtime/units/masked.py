@@ -92,7 +92,7 @@ def masked(network: Any, anatomy: Anatomy, choices: Choices | None, observer: Un
             observer(kind, rows, watch.truth, mask)
         return mask
 
-    with ExitStack() as stack, torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(watching(network, watch, range(anatomy.layers), factors=True))
         for i in range(anatomy.layers):
             stack.callback(anatomy.head_output(i).register_forward_pre_hook(heads(i)).remove)
@@ -145,7 +145,7 @@ def recorded(network: Any, anatomy: Anatomy, record: PromptRecord, padding: Tens
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(watching(network, watch, range(anatomy.layers), factors=False))
         for i in range(anatomy.layers):
             stack.callback(anatomy.head_output(i).register_forward_pre_hook(heads(i)).remove)
