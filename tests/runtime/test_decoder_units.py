@@ -11,7 +11,7 @@ from sparsight.errors import ConfigError
 from sparsight.models import Anatomy, LoadedModel
 from sparsight.models.weights import decoder_weights
 from sparsight.ops.native import library
-from sparsight.runtime import Budget, Plan, Rule
+from sparsight.runtime import Budget, Plan, Rule, apply
 from sparsight.runtime.decoder import Decoder, NativeUnits
 from sparsight.tokens import Geometry, create
 from sparsight.units.pieces import Foreseen, Gated, LayerUnits, UnitPieces, UnitProducer
@@ -271,6 +271,37 @@ def test_no_given_neuron_is_what_the_mask_gives(families, ids):
     assert_close(found[0], expected)
 
 
+@pytest.mark.parametrize("kind", ["foreseen", "gated-up", "gated-gate", "gated-gate-look"])
+def test_a_score_that_is_the_cut_is_computed(kind, families, ids):
+    """Scores that are equal whatever the input: half of them are the cut, the others the next number below."""
+    loaded = families("llama")
+    hidden = loaded.anatomy.hidden_size
+    above = torch.arange(NEURONS) % 2 == 0
+    producers = {}
+    if kind == "foreseen":
+        cut = torch.tensor(0.7)
+        bias = torch.where(above, cut, torch.nextafter(cut, torch.tensor(0.0)))
+        producers[0] = UnitProducer(torch.ones(WIDTH, hidden), torch.ones(WIDTH))
+        found = Foreseen(0, torch.zeros(NEURONS, WIDTH), bias)
+        cut = float(cut)
+    else:
+        look = [torch.ones(NEURONS, RANK), torch.ones(RANK, hidden), torch.ones(NEURONS)] if kind.endswith("look") else [None, None, None]
+        found, cut = Gated(kind.split("-")[1], torch.where(above, 0.0, -1.0), *look), 0.0
+    pieces = UnitPieces({1: LayerUnits(neurons=found, cut=cut)}, producers)
+    _, steps = decoded(loaded, pieces, ids[:1])
+    assert all(step.units[0][3][1] == above.nonzero()[:, 0].tolist() for step in steps)
+
+
+@pytest.mark.parametrize(("sizes", "kept", "expected"), [((6, 2), 2, [0, 1, 3, 5]), ((6, 6), 3, [0, 1, 5])])
+def test_of_equal_scores_the_lower_head_is_kept(sizes, kept, expected, families, ids):
+    loaded = families("llama", *sizes)
+    producer = UnitProducer(torch.ones(WIDTH, loaded.anatomy.hidden_size), torch.ones(WIDTH))
+    bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    heads = Foreseen(0, torch.zeros(6, WIDTH), bias)
+    _, steps = decoded(loaded, UnitPieces({1: LayerUnits(heads, kept)}, {0: producer}), ids[:1])
+    assert all(step.units[0][2][1] == expected for step in steps)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_bits_with_any_threads_and_in_a_batch(kind, format, families, ids):
@@ -288,9 +319,7 @@ def test_tokens_selected_at_the_same_time(method, family, threads, families):
     """A head that is left out counts for zero where importance is by true queries; where it is foreseen, the choice does not see units."""
     loaded = families(family)
     ids = torch.randint(3, 128, (2, 60), generator=torch.Generator().manual_seed(3))
-    settings = {"quest": {"page_size": 4}, "lowrank": {"rank": 6}, "butler": {"rank": 6}, "foresight": {"rank": 6}}.get(method, {})
-    plan = Plan(create(method, Geometry.of(loaded.anatomy), **settings), Budget.parse("16"), Rule(sinks=2, window=4))
-    perturb_selector(plan.selector)
+    plan = token_plan(method, loaded.anatomy)
     pieces = pieces_of(loaded, "gated-up-look")
     found, steps = decoded(loaded, pieces, ids, plan=plan, threads=threads)
     assert {step.budgets[0] for step in steps} == {16}
@@ -299,10 +328,61 @@ def test_tokens_selected_at_the_same_time(method, family, threads, families):
     assert_close(found, expected_with_tokens(loaded, pieces, plan, ids, steps))
 
 
-def perturb_selector(selector):
+def token_plan(method, anatomy):
+    """A plan that reads 16 tokens; foresight looks ahead in layers 2 and 3."""
+    settings = {"quest": {"page_size": 4}, "lowrank": {"rank": 6}, "butler": {"rank": 6}, "foresight": {"rank": 6, "lowrank_layers": 1}}
+    selector = create(method, Geometry.of(anatomy), **settings.get(method, {}))
     generator = torch.Generator().manual_seed(2)
     for parameter in selector.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    if method == "foresight":
+        assert [i for i, found in selector.pieces().layers.items() if found.query == "foreseen"] == [2, 3]
+    return Plan(selector, Budget.parse("16"), Rule(sinks=2, window=4))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_importance_takes_heads_left_out_for_zero(family, families):
+    """Against the graph that chooses by itself, with the queries set to zero in front of its attention."""
+    loaded = families(family)
+    anatomy, plan = loaded.anatomy, token_plan("quest", loaded.anatomy)
+    ids = torch.randint(3, 128, (1, 60), generator=torch.Generator().manual_seed(3))
+    pieces = pieces_of(loaded, "given", neurons=False)
+    found, steps = decoded(loaded, pieces, ids, plan=plan)
+    seen, logits = [], []
+    with torch.no_grad(), apply(loaded, plan, observer=lambda length, layer, indices: seen.append(indices[0, :, 0].tolist())):
+        past = loaded.model(ids[:, :56], use_cache=True).past_key_values
+        handles = [_zeroed_queries(anatomy, i, layer.heads) for i, layer in pieces.layers.items()]
+        try:
+            for token in ids[0, 56:]:
+                logits.append(loaded.model(token[None, None], past_key_values=past, use_cache=True).logits[0, -1].numpy())
+        finally:
+            for one, other in handles:
+                one.remove(), other.remove()
+    reads = [step.reads[i] for step in steps for i in plan.selector.layers]
+    assert [[sorted(head) for head in layer] for layer in reads] == [[sorted(head) for head in layer] for layer in seen]
+    assert_close(found[0], np.stack(logits))
+    assert decoded(loaded, None, ids, plan=plan)[1][0].reads[1] != steps[0].reads[1]
+
+
+def _zeroed_queries(anatomy, i, heads):
+    """Hooks that set the queries of the other heads, and what they give, to zero."""
+    keep = torch.zeros(anatomy.query_heads).index_fill(0, heads, 1.0).repeat_interleave(anatomy.head_dim)
+    query = anatomy.projections(i)["query"][0].register_forward_hook(lambda module, args, out: out * keep)
+    return query, anatomy.head_output(i).register_forward_pre_hook(lambda module, args: (args[0] * keep,))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_look_ahead_does_not_see_heads_left_out(batch, family, families):
+    """A layer that looks ahead from one that computes everything reads what it would without units; by true queries it would not."""
+    loaded = families(family)
+    ids = torch.randint(3, 128, (batch, 60), generator=torch.Generator().manual_seed(3))
+    pieces = pieces_of(loaded, "given", neurons=False)
+    pieces.layers.pop(1)
+    for method, same in (("foresight", True), ("lowrank", False)):
+        plan = token_plan(method, loaded.anatomy)
+        with_units, without = (decoded(loaded, some, ids, plan=plan)[1][0].reads[2] for some in (pieces, None))
+        assert (with_units == without) is same
 
 
 @torch.no_grad()
@@ -359,6 +439,18 @@ def test_bytes_of_a_token_count_what_is_left_out(families):
     assert decoder.bytes_per_token(10, units=given, skipped=(1 / 3, 0.5)) == pytest.approx(dense - layers * (heads / 3 + 3 * column / 2))
     gated = NativeUnits(decoder, pieces_of(loaded, "gated-up-look", heads=False))
     assert decoder.bytes_per_token(10, units=gated, skipped=(0.0, 0.5)) == pytest.approx(dense + gated.predictor_bytes - layers * column)
+
+
+def test_a_look_ahead_reads_all_of_the_query_projection(families):
+    """So a head that is left out spares only its columns of W_O there, as long as there are tokens to choose from."""
+    loaded = families("llama")
+    decoder, anatomy = Decoder(loaded, "bf16", 1), loaded.anatomy
+    units = NativeUnits(decoder, pieces_of(loaded, "given", neurons=False))
+    query = anatomy.hidden_size * anatomy.query_heads * anatomy.head_dim * 2
+    for method, length, matrices in (("lowrank", 60, 6), ("foresight", 60, 4), ("foresight", 10, 6)):
+        plan = token_plan(method, anatomy)
+        spared = decoder.bytes_per_token(length, plan) - decoder.bytes_per_token(length, plan, units, (1 / 3, 0.0))
+        assert spared == pytest.approx(matrices * query / 3)
 
 
 def test_pieces_that_do_not_fit_are_refused(families):

@@ -359,16 +359,18 @@ class Decoder:
     ) -> float:
         """Bytes that one step reads with `length` tokens in the cache: weights as packed, keys and values, importance keys, predictor.
 
-        W_Q, which foresight looks ahead with, is read once for both uses. Layers with a window read their window. With `units`, `skipped` are
-        the shares of heads and neurons that are left out of the layers that leave any out.
+        W_Q, which foresight looks ahead with, is read once for both uses, and whole where heads are left out. Layers with a window read their
+        window. With `units`, `skipped` are the shares of heads and neurons that are left out of the layers that leave any out.
         """
         anatomy = self.loaded.anatomy
         row = 2 * anatomy.kv_heads * anatomy.head_dim * self.kv_dtype.itemsize
         total = float(self.weight_bytes)
-        budget, selecting = length, ()
+        budget, selecting, whole_queries = length, (), ()
         if plan is not None and (budget := plan.tokens([length])[0]) < length:
             selection = self.selection(plan)
             selecting = selection.layers
+            if units is not None:
+                whole_queries = [i for i, found in plan.selector.pieces().layers.items() if found.query == "foreseen"]
             blocks = -(-length // selection.unit)
             index = len(selection.indexed_layers) * anatomy.kv_heads * blocks * selection.bytes_a_unit
             if plan.rule.pages and selection.rank:
@@ -378,7 +380,7 @@ class Decoder:
             read = min(length, layer.window) if layer.window else length
             total += row * (budget if i in selecting else read)
         if units is not None:
-            total += units.predictor_bytes - units.bytes_skipped(*skipped)
+            total += units.predictor_bytes - units.bytes_skipped(*skipped, whole_queries)
         return total
 
     def _have_positions(self, positions: int) -> None:

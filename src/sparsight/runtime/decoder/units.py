@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,20 +116,22 @@ class NativeUnits:
         self.predictor_bytes += packed.data.numel()
         return native_matrix(packed)
 
-    def bytes_skipped(self, heads: float, neurons: float) -> float:
+    def bytes_skipped(self, heads: float, neurons: float, whole_queries: Collection[int] = ()) -> float:
         """Bytes of weights that a step does not read.
 
         Parameters
         ----------
         heads, neurons : float
             Shares left out, of the layers that leave any out.
+        whole_queries : collection of int
+            Layers whose W_Q is read whole all the same, to look ahead with.
         """
         anatomy = self.decoder.loaded.anatomy
         element = 4 if self.decoder.format == "fp32" else 2
         elements = 0.0
-        for layer in self.pieces.layers.values():
+        for i, layer in self.pieces.layers.items():
             if layer.heads is not None:
-                elements += heads * 2 * anatomy.query_heads * anatomy.head_dim * anatomy.hidden_size
+                elements += heads * (1 if i in whole_queries else 2) * anatomy.query_heads * anatomy.head_dim * anatomy.hidden_size
             if layer.neurons is not None:
                 matrices = 2 if isinstance(layer.neurons, Gated) else 3
                 elements += neurons * matrices * anatomy.intermediate_size * anatomy.hidden_size
