@@ -5,6 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .oldest/.installed
 
+PARALLEL ?= -n 2 --dist loadfile
+
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # The oldest transformers in an environment of its own, which takes everything else from .venv: nothing large is installed twice.
 # The README's commands, which take as long as all the rest, run with the newest only.
@@ -38,7 +40,7 @@ $(OLDEST): $(INSTALLED) requirements-oldest.txt
 	@touch $@
 
 test-oldest: $(OLDEST)
-	SPARSIGHT_EXPECT_TRANSFORMERS=$$(sed -n 's/^transformers==//p' requirements-oldest.txt) .oldest/bin/python -m pytest --ignore=tests/test_readme.py
+	SPARSIGHT_EXPECT_TRANSFORMERS=$$(sed -n 's/^transformers==//p' requirements-oldest.txt) .oldest/bin/python -m pytest $(PARALLEL) --ignore=tests/test_readme.py
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contextual_sparsity.tables import tables
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 METHODS = ("oracle", "foresight", "lowrank", "butler", "butler-v1", "previous-layer-oracle", "quest", "streaming", "random")
@@ -319,11 +321,20 @@ def written(text: str, mark: str, content: str) -> str:
     return re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: block, text, flags=re.S)
 
 
+def contextual_sparsity() -> str:
+    """The page of heads and neurons left out."""
+    text = (HERE / "contextual_sparsity" / "README.md").read_text(encoding="utf-8")
+    for mark, content in tables().items():
+        text = written(text, mark, content)
+    return text
+
+
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
     readme, bench_page = HERE.parent / "README.md", HERE / "README.md"
     return {
         readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
+        HERE / "contextual_sparsity" / "README.md": contextual_sparsity(),
         bench_page: written(
             written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()
         ),

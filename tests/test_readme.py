@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    # Another test may be using the other core.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     arguments, given = with_input(arguments, folder)
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000, input=given)
     assert done.returncode == 0, done.stderr

@@ -86,11 +86,10 @@ class Tasks:
 
 
 TASK_EXPERIMENTS = (
-    Tasks("tasks-0-shot", 0, 150),
-    Tasks("tasks-5-shot", 5, 50),
-    Tasks("tasks-0-shot-everywhere", 0, 150, (("gated", "neurons=0.5"), ("static", "neurons=0.5"))
-          , mask_prompt=True),
-)  # fmt: skip
+    Tasks("tasks-0-shot", 0, 100),
+    Tasks("tasks-5-shot", 5, 30),
+    Tasks("tasks-0-shot-everywhere", 0, 60, (("gated", "neurons=0.5"), ("static", "neurons=0.5")), mask_prompt=True),
+)
 NAMES = (*(e.name for e in EXPERIMENTS), *(t.name for t in TASK_EXPERIMENTS))
 DEFAULT = tuple(name for name in NAMES if name != "gemma")
 

@@ -61,9 +61,12 @@ def from_folder(folder: Path) -> Artifact:
     ------
     ArtifactError, StorageError
     """
-    from ..tokens.pretrained import from_pretrained
+    from ..artifacts import UNITS, load_artifact
+    from ..tokens import pretrained as tokens
+    from ..units import pretrained as units
 
-    return from_pretrained(folder).artifact
+    kind = load_artifact(folder)[0].kind
+    return (units if kind == UNITS else tokens).from_pretrained(folder).artifact
 
 
 def locate(name: str) -> list[Path]:
@@ -82,15 +85,19 @@ def locate(name: str) -> list[Path]:
     if folder.exists() or Path(name).name != name:
         return [folder]
     from ..tokens import methods
+    from ..units import methods as unit_methods
 
-    known = methods()
+    # No method with weights is called the same in both.
+    known = {**unit_methods(), **methods()}
+    known |= {key: cls for key, cls in unit_methods().items() if cls.learned}
     if name not in known:
         learned = ", ".join(method for method, cls in known.items() if cls.learned)
         raise ArtifactError(
             f"no predictor at '{name}'; expected a folder that 'sparsight train' wrote, or one of {learned}"
         )
     if not known[name].learned:
-        raise ConfigError(f"method {name!r} has no weights, so there is nothing to show; use it with --select {name}")
+        option = "--select" if name in methods() else "--units"
+        raise ConfigError(f"method {name!r} has no weights, so there is nothing to show; use it with {option} {name}")
     shipped = [path for path, method in _shipped() if method == name]
     if not shipped:
         raise ArtifactError(
@@ -126,6 +133,8 @@ def tables(artifact: Artifact) -> list[tuple[str, Table]]:
     }
     training = {key: value for key, value in a.training.items() if key != "history"}
     data = {key: _some(value) if isinstance(value, list) else value for key, value in a.data.items()}
+    from ..artifacts import KIND
+
     parts = {
         f"Predictor of {a.method} for {a.model_name}": identity,
         "Settings": a.settings,
@@ -134,7 +143,8 @@ def tables(artifact: Artifact) -> list[tuple[str, Table]]:
     }
     shown = [(title, _facts(facts)) for title, facts in parts.items() if facts]
     if a.recall:
-        shown.append(("Share of attention mass kept, on held-out text", _grid(a.recall)))
+        what = "Share of attention mass kept" if a.kind == KIND else "Rank correlation with the true importance"
+        shown.append((f"{what}, on held-out text", _grid(a.recall)))
     return shown
 
 
