@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load, save
 from tests.tokens.common import GEOMETRY, FakeModel, ready
 
-from sparsight.artifacts import sha256_bytes
+from sparsight.artifacts import UNITS, load_artifact, sha256_bytes
 from sparsight.artifacts.store import _settings_hash
 from sparsight.errors import ArtifactError, ConfigError
 from sparsight.models import LoadedModel
 from sparsight.tokens import Geometry, methods
 from sparsight.tokens.pretrained import find_shipped, from_pretrained, resolve, save_pretrained
+from sparsight.units import methods as unit_methods
+from sparsight.units.pretrained import from_pretrained as unit_predictor
 
 restore = importlib.import_module("sparsight.artifacts.restore")
 
@@ -221,4 +223,5 @@ def test_shipped_predictors_are_found_by_method_and_fingerprint(folder, monkeypa
 def test_folder_of_shipped_predictors_is_in_the_package():
     assert (restore._shipped_folder() / "__init__.py").is_file()
     for config in restore._shipped_folder().glob("*/config.json"):
-        assert from_pretrained(config.parent).name in methods()
+        units = load_artifact(config.parent)[0].kind == UNITS
+        assert (unit_predictor if units else from_pretrained)(config.parent).name in (unit_methods() if units else methods())
