@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow emulate sanitize demo bench predictors clean
+.PHONY: install test test-oldest test-slow emulate sanitize demo bench predictors units clean
 
 install: $(INSTALLED)
 
@@ -47,7 +47,7 @@ test-slow: $(INSTALLED)
 
 # The native kernels built in another way, in build/<target>, and their tests. They run with a copy of the package that has the library inside, and
 # with the interpreter that .venv was made from: in .venv itself the installed package would come first.
-NATIVE_TESTS := $(wildcard tests/ops/test_native*.py tests/runtime/test_decoder*.py)
+NATIVE_TESTS := $(wildcard tests/ops/test_native*.py tests/ops/test_skip.py tests/runtime/test_decoder*.py tests/runtime/units/test_native.py)
 define build_variant
 	@command -v cmake > /dev/null || { echo "error: cmake is not installed; on Debian: apt-get install cmake"; exit 2; }
 	@$(BIN)/python -c 'import nanobind' 2> /dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt 'nanobind>=3.1,<4'
@@ -79,6 +79,9 @@ bench: $(INSTALLED)
 
 predictors: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/predictors.sh
+
+units: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/units.sh build/units
 
 clean:
 	rm -rf .venv .oldest build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -506,7 +506,8 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
   for (size_t b = 0; b < batch; b++) {
     need(sequences[b] != nullptr, "a row needs a sequence");
     if (b && sequences[b] == sequences[b - 1]) {
-      need(!selection && units.empty(), "several rows of a sequence are computed densely");
+      need(!selection, "several rows of a sequence are read densely");
+      need(units.empty(), "several rows of a sequence are computed densely");
       continue;
     }
     distinct++;
@@ -863,7 +864,7 @@ NB_MODULE(_native, m) {
       .def("forget_choices", &PySequence::forget_choices)
       .def_prop_rw("length", [](const PySequence& s) { return s.sequence.length; }, &PySequence::set_length);
   m.def("step", &step, "model"_a, "pool"_a, "sequences"_a, "tokens"_a, "logits"_a.noconvert(), "selection"_a.none(), "budgets"_a, "sinks"_a, "window"_a,
-        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a, "computed"_a.none());
+        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a = nb::list(), "computed"_a.none() = nb::none());
   m.def("some_rows", &some_rows, "level"_a, "pool"_a, "weight"_a.noconvert(), "format"_a, "active"_a.noconvert(), "x"_a.noconvert(),
         "out"_a.noconvert(), "columns"_a);
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");

@@ -86,9 +86,9 @@ class Tasks:
 
 
 TASK_EXPERIMENTS = (
-    Tasks("tasks-0-shot", 0, 100),
-    Tasks("tasks-5-shot", 5, 30),
-    Tasks("tasks-0-shot-everywhere", 0, 60, (("gated", "neurons=0.5"), ("static", "neurons=0.5")), mask_prompt=True),
+    Tasks("tasks-0-shot", 0, 80),
+    Tasks("tasks-5-shot", 5, 25),
+    Tasks("tasks-0-shot-everywhere", 0, 40, (("gated", "neurons=0.5"), ("static", "neurons=0.5")), mask_prompt=True),
 )
 NAMES = (*(e.name for e in EXPERIMENTS), *(t.name for t in TASK_EXPERIMENTS))
 DEFAULT = tuple(name for name in NAMES if name != "gemma")

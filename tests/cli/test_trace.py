@@ -2,8 +2,10 @@
 
 import pytest
 
+from sparsight.cli import trace
 from sparsight.training import unit_trace
 from sparsight.training.unit_trace import Trace
+from sparsight.units.criteria import CRITERIA
 
 SENTENCE = "The quick brown fox number {} jumps over the lazy dog and sees {} birds. "
 
@@ -25,8 +27,8 @@ def test_a_trace_is_written_and_taken_as_it_is(sparsight, command, loaded):
     code, printed, err = sparsight(*command)
     assert code == 0, err
     assert printed.startswith(f"{command[-1]}: 5 windows of ") and " by l2, plainact, " in printed and printed.endswith(" MB\n")
-    trace = Trace.open(command[-1], loaded)
-    assert trace.ids.shape == (5, 48) and trace.prompt == 24 and trace.stated["seed"] == 0
+    written = Trace.open(command[-1], loaded)
+    assert written.ids.shape == (5, 48) and written.prompt == 24 and written.stated["seed"] == 0
     before = {file.name: file.stat().st_mtime_ns for file in command[-1].iterdir()}
     assert sparsight(*command)[0] == 0
     assert {file.name: file.stat().st_mtime_ns for file in command[-1].iterdir()} == before
@@ -51,6 +53,10 @@ def test_an_interrupted_trace_says_how_to_go_on(sparsight, command, refused, mon
     code, _, err = sparsight(*command, "--resume")
     assert code == 0, err
     assert len(Trace.open(command[-1])) == 5
+
+
+def test_help_names_every_criterion():
+    assert trace.CRITERIA == tuple(CRITERIA)
 
 
 @pytest.mark.parametrize(

@@ -506,6 +506,9 @@ def test_units_of_another_decoder_are_refused(families, ids):
         one.step([sequence], [5], units=[units])
     with pytest.raises(ValueError, match="each row"):
         one.step([sequence], [5], units=[None, None])
+    mine = NativeUnits(one, pieces_of(loaded, "given"))
+    with pytest.raises(ValueError, match="densely"):
+        one.step([sequence, sequence], [5, 6], units=[mine, mine])
 
 
 def test_a_decoder_that_cannot_leave_units_out_says_why(families, monkeypatch):

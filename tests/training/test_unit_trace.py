@@ -80,6 +80,11 @@ def test_a_kill_before_the_first_shard_leaves_a_trace_that_goes_on(stories, docu
     assert {f.name: f.read_bytes() for f in other.iterdir()} == {f.name: f.read_bytes() for f in trace.folder.iterdir()}
 
 
+def test_a_kill_while_the_first_index_is_written_leaves_a_folder_that_can_be_used(stories, documents, tmp_path):
+    (tmp_path / ".trace.json.0123456789ab.tmp").write_bytes(b"{")
+    assert len(write_trace(stories, documents, tmp_path, CONFIG)) == 7
+
+
 def test_a_damaged_shard_of_an_interrupted_trace_is_made_again(stories, documents, trace):
     before = {f.name: f.read_bytes() for f in trace.folder.iterdir()}
     edit(trace.folder, complete=False)

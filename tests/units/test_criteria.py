@@ -13,13 +13,13 @@ A, G = (torch.randn(2, 5, 3, 4, generator=GENERATOR) for _ in range(2))
 ROWS, UNITS, CHANNELS = 5, 3, 4
 
 
-def by_hand(name, e, u):
-    a, g = A[e, :, u].tolist(), G[e, :, u].tolist()
+def by_hand(name, activations, gradients, e, u):
+    a, g = activations[e, :, u].tolist(), gradients[e, :, u].tolist()
     pairs = [list(zip(a[t], g[t], strict=True)) for t in range(ROWS)]
     if name == "l2":
         return math.sqrt(sum(x * x for row in a for x in row) / ROWS)
     if name == "griffin":
-        whole = [math.sqrt(sum(x * x for x in A[e, t].flatten().tolist())) for t in range(ROWS)]
+        whole = [math.sqrt(sum(x * x for x in activations[e, t].flatten().tolist())) for t in range(ROWS)]
         return math.sqrt(sum((x / whole[t]) ** 2 for t in range(ROWS) for x in a[t]) / ROWS)
     if name == "plainact":
         return sum(abs(sum(x * y for x, y in row)) for row in pairs) / ROWS
@@ -35,13 +35,11 @@ def by_hand(name, e, u):
 @pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_of_a_text(name, dtype):
-    global A, G
-    A, G = A.to(dtype), G.to(dtype)
-    found = criterion(name).over_rows(A, G)
+    a, g = A.to(dtype), G.to(dtype)
+    found = criterion(name).over_rows(a, g)
     assert found.dtype == torch.float32
-    expected = torch.tensor([[by_hand(name, e, u) for u in range(UNITS)] for e in range(2)])
+    expected = torch.tensor([[by_hand(name, a, g, e, u) for u in range(UNITS)] for e in range(2)])
     assert torch.allclose(found, expected, rtol=1e-5)
-    A, G = A.float(), G.float()
 
 
 @pytest.mark.parametrize("name", CRITERIA)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+CRITERIA = ("l2", "griffin", "plainact", "grad-norm", "fisher", "taylor", "snip")
+# Those of units.criteria, named again: to import it is to load PyTorch, and the command's own help should not wait for that.
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb."""
-    from ..units.criteria import CRITERIA
     from .options import add_model_options, add_seed_option
 
     parser = subparsers.add_parser(

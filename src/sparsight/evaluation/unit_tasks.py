@@ -71,8 +71,10 @@ class ChoiceScorer:
         self, context: list[int], continuation: list[int], cache: DynamicCache, held: int, choices: Choices | None
     ) -> tuple[float, bool]:
         rows = (context + continuation)[held:-1]
-        if cache.get_seq_length() > held:
-            cache.crop(held)
+        if held == 0:
+            cache = DynamicCache(config=self.loaded.model.config)
+        elif (surplus := cache.get_seq_length() - held) > 0:
+            cache.crop(-surplus)
         if choices is None:
             logits = self._run(rows, cache)
         else:

@@ -31,6 +31,8 @@ from .windows import chunks, window
 KIND, FORMAT = "sparsight-trace", 1
 SHARD = 32
 INDEX = "trace.json"
+LEFTOVERS = ".*.tmp"
+"""What a kill in the middle of writing a file leaves."""
 PARTS = ("prompt", "rest")
 Progress = Callable[[int, int, str], None]
 
@@ -237,7 +239,7 @@ def _windows(loaded: LoadedModel, documents: Sequence[Document], config: TraceCo
 def _begin(out: Path, stated: dict[str, Any], resume: bool) -> list[str]:
     """Hashes of the shards that are there already, up to the first that is damaged."""
     if not (out / INDEX).exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or set(out.iterdir()) - set(out.glob(LEFTOVERS))):
             raise ArtifactError(f"'{out}' holds something other than a trace; choose a new folder")
         return []
     found = _read_index(out)
@@ -246,7 +248,7 @@ def _begin(out: Path, stated: dict[str, Any], resume: bool) -> list[str]:
         raise ArtifactError(f"the trace '{out}' was made with another {', '.join(differs)}; use the same arguments, or another --out")
     if not found["complete"] and not resume:
         raise ArtifactError(f"the trace '{out}' was interrupted; go on with --resume, or delete it")
-    for leftover in out.glob(".*.tmp"):  # of a kill
+    for leftover in out.glob(LEFTOVERS):
         leftover.unlink(missing_ok=True)
     if found["complete"]:
         return list(found["shards"])
