@@ -360,18 +360,15 @@ struct PyUnits {
     need(!kept.empty(), "a layer keeps at least one head");
     std::vector<char> chosen(sizes.query_heads);
     for (int h : kept) chosen[h] = 1;
-    const int group = sizes.query_heads / sizes.kv_heads;
-    for (int h = 0; group > 1 && h < sizes.query_heads; h += group)
-      need(std::count(chosen.begin() + h, chosen.begin() + h + group, 1) * sizes.kv_heads == (long)kept.size(), "each KV group keeps as many heads");
     u.heads = GIVEN, u.given_heads = chosen;
   }
 
-  void foretell_heads(int i, int kept, int producer, nb::object weight, nb::object bias) {
+  void foretell_heads(int i, int kept, int pool, int producer, nb::object weight, nb::object bias) {
     LayerUnits& u = heads(i);
-    const int group = sizes.query_heads / sizes.kv_heads;
-    need(kept >= 1 && kept <= (group > 1 ? group : sizes.query_heads), "the number of heads kept is out of range");
+    need(pool >= 1 && pool <= sizes.query_heads && sizes.query_heads % pool == 0, "heads are ranked in pools of the same size");
+    need(kept >= 1 && kept <= pool, "the number of heads kept is out of range");
     u.head_scores = readout(i, producer, weight, bias, sizes.query_heads);
-    u.heads_kept = kept, u.heads = FORETOLD;
+    u.heads_kept = kept, u.head_pool = pool, u.heads = FORETOLD;
   }
 
   void give_neurons(int i, std::vector<int> kept) {
@@ -851,7 +848,7 @@ NB_MODULE(_native, m) {
       .def(nb::init<const PyModel&>(), "model"_a, nb::keep_alive<1, 2>())
       .def("set_producer", &PyUnits::set_producer, "layer"_a, "weight"_a, "bias"_a)
       .def("give_heads", &PyUnits::give_heads, "layer"_a, "kept"_a)
-      .def("foretell_heads", &PyUnits::foretell_heads, "layer"_a, "kept"_a, "producer"_a, "weight"_a, "bias"_a)
+      .def("foretell_heads", &PyUnits::foretell_heads, "layer"_a, "kept"_a, "pool"_a, "producer"_a, "weight"_a, "bias"_a)
       .def("give_neurons", &PyUnits::give_neurons, "layer"_a, "kept"_a)
       .def("foretell_neurons", &PyUnits::foretell_neurons, "layer"_a, "cut"_a, "producer"_a, "weight"_a, "bias"_a)
       .def("gate_neurons", &PyUnits::gate_neurons, "layer"_a, "cut"_a, "first"_a, "scale"_a, "left"_a.none(), "right"_a.none(), "spread"_a.none());

@@ -23,7 +23,7 @@
         float* scores = own.part.data();
         k.matvec(u.head_scores.weight, 0, u.head_scores.weight.panels, 1, &x, &scores);
         add_bias(scores, u.head_scores.bias, 0, z.query_heads);
-        best_heads(scores, z.query_heads, z.kv_heads, u.heads_kept, kept.data());
+        best_heads(scores, z.query_heads, u.head_pool, u.heads_kept, kept.data());
       }
       if (t) continue;
       if (a.heads_computed)

@@ -5,8 +5,7 @@
 
 namespace sparsight {
 
-void best_heads(const float* scores, int query_heads, int kv_heads, int kept, char* out) {
-  const int group = query_heads / kv_heads, pool = group > 1 ? group : query_heads;
+void best_heads(const float* scores, int query_heads, int pool, int kept, char* out) {
   std::fill_n(out, query_heads, 0);
   std::vector<int> order(pool);
   for (int start = 0; start < query_heads; start += pool) {

@@ -24,7 +24,7 @@ struct LayerUnits {
   int heads = EVERYTHING, neurons = EVERYTHING;
   std::vector<char> given_heads;        // a query head each
   std::vector<int32_t> given_neurons;   // ascending
-  int heads_kept = 0;                   // foretold: of each KV group, or of all heads where a group has one
+  int heads_kept = 0, head_pool = 0;    // foretold: so many of each `head_pool` neighbours
   Readout head_scores, neuron_scores;
   int first = GATE;                     // gated: the factor that is computed whole
   const float *scale = nullptr, *spread = nullptr;
@@ -49,7 +49,7 @@ struct UnitRecord {
   std::vector<std::vector<std::vector<int32_t>>> neurons;      // a layer, a chunk
 };
 
-// The best heads of each KV group, or of all where a group has one; of equal scores the lower head.
-void best_heads(const float* scores, int query_heads, int kv_heads, int kept, char* out);
+// The `kept` best of each `pool` neighbouring heads; of equal scores the lower head.
+void best_heads(const float* scores, int query_heads, int pool, int kept, char* out);
 
 }  // namespace sparsight

@@ -56,11 +56,13 @@ class Experiment:
     chunks: int = 24
     spread: str = "local"
     rule: str = "threshold"
+    pool: str = "layer"
 
 
 EXPERIMENTS = (
     Experiment("neurons", (*MADE, *PROMPT[:2], "oracle", "token-topk", "random"), ("neurons=0.3", "neurons=0.5", "neurons=0.7")),
     Experiment("heads", ("static", "static-plainact", *PROMPT, *TOKEN, "random"), ("heads=0.33", "heads=0.67")),
+    Experiment("heads-group", ("static", "prompt-l2", "dejavu-token", "token-topk"), ("heads=0.33",), pool="group"),
     Experiment("both", ("static", "prompt-l2", "shadow-prompt", "dejavu-token"), ("heads=0.33,neurons=0.5",)),
     Experiment("both-gated", ("gated",), ("heads=0.33,neurons=0.5",), heads="dejavu-token"),
     Experiment("sweep", ("gated", "static", "prompt-l2", "shadow-prompt"), tuple(f"neurons=0.{i}" for i in (1, 2, 4, 6, 8, 9))),
@@ -154,6 +156,7 @@ def run(loaded, experiment: Experiment, args: argparse.Namespace) -> None:
             heads=None if experiment.heads is None else spec(experiment.heads, experiment.model, args.predictors),
             spread=experiment.spread,
             rule=experiment.rule,
+            pool=experiment.pool,
             result=out.with_suffix(".running"),
             progress=progress,
         )

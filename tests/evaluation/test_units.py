@@ -146,8 +146,8 @@ def test_what_cannot_be_evaluated(stories, folders, tmp_path):
 
     with pytest.raises(BudgetError, match=r"outside \[0, 1\)"):
         run(["random"], DOCUMENTS, ["neurons=1"], PROTOCOL)
-    with pytest.raises(BudgetError, match="would drop 2 of 2 query heads"):
-        run(["random"], DOCUMENTS, ["heads=0.9"], PROTOCOL)
+    with pytest.raises(BudgetError, match="would drop 2 of 2 query heads of each KV group"):
+        run(["random"], DOCUMENTS, ["heads=0.9"], PROTOCOL, pool="group")
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         run([], DOCUMENTS, ["neurons=0.5"], PROTOCOL)
     with pytest.raises(ConfigError, match="from 1 to 63"):

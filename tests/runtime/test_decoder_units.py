@@ -60,7 +60,9 @@ def pieces_of(loaded, kind, heads=True, neurons=True, cut=None):
     hidden, query_heads, size = anatomy.hidden_size, anatomy.query_heads, anatomy.intermediate_size
     layers, producers = {}, {}
     for i in range(1, anatomy.layers):
-        kept = anatomy.group - 1 if anatomy.group > 1 else query_heads // 2
+        # Some layers rank heads within KV groups, the others over the layer.
+        pool = anatomy.group if anatomy.group > 1 and i % 2 else query_heads
+        kept = anatomy.group - 1 if pool == anatomy.group else query_heads // 2
         if kind == "foreseen":
             # Every producer serves two layers, the later one from further away.
             p = (i - 1) // 2 * 2
@@ -70,7 +72,7 @@ def pieces_of(loaded, kind, heads=True, neurons=True, cut=None):
             some = Foreseen(p, noise(generator, size, WIDTH), noise(generator, size))
             level = 0.02
         else:
-            if anatomy.group > 1:
+            if pool == anatomy.group > 1:
                 chosen = [torch.randperm(anatomy.group, generator=generator)[:kept] + start for start in range(0, query_heads, anatomy.group)]
                 some_heads = torch.cat(chosen).sort().values
             else:
@@ -82,12 +84,11 @@ def pieces_of(loaded, kind, heads=True, neurons=True, cut=None):
                 if kind.endswith("look"):
                     look = [noise(generator, size, RANK), noise(generator, RANK, hidden), torch.rand(size, generator=generator)]
                 some, level = Gated(first, torch.rand(size, generator=generator) + 0.5, *look), 0.4
-        layers[i] = LayerUnits(some_heads if heads else None, kept, some if neurons else None, level if cut is None else cut)
+        layers[i] = LayerUnits(some_heads if heads else None, kept, pool, some if neurons else None, level if cut is None else cut)
     return UnitPieces(layers, producers)
 
 
-def best_heads(scores, kept, group):
-    pool = group if group > 1 else len(scores)
+def best_heads(scores, kept, pool):
     order = scores.view(-1, pool).sort(dim=1, descending=True, stable=True).indices[:, :kept]
     return (order + torch.arange(0, len(scores), pool)[:, None]).flatten().sort().values
 
@@ -133,9 +134,9 @@ class Masked:
         layer = self.pieces.layers.get(i)
         if layer is None or layer.heads is None:
             return
-        heads, anatomy = layer.heads, self.loaded.anatomy
+        heads = layer.heads
         if isinstance(heads, Foreseen):
-            heads = best_heads(heads.weight @ self.hidden[heads.producer] + heads.bias, layer.heads_kept, anatomy.group)
+            heads = best_heads(heads.weight @ self.hidden[heads.producer] + heads.bias, layer.heads_kept, layer.head_pool)
         self.heads[i] = heads
 
     def _choose_neurons(self, i, x):
@@ -240,7 +241,7 @@ def test_groups_of_all_heads_and_of_one(kind, kv_heads, families, ids):
 def test_everything_kept_is_dense(family, format, families, ids):
     loaded = families(family)
     anatomy = loaded.anatomy
-    every = LayerUnits(torch.arange(anatomy.query_heads), anatomy.group, torch.arange(NEURONS))
+    every = LayerUnits(torch.arange(anatomy.query_heads), neurons=torch.arange(NEURONS))
     dense, _ = decoded(loaded, None, ids[:1], format)
     found, steps = decoded(loaded, UnitPieces(dict.fromkeys(range(anatomy.layers), every)), ids[:1], format)
     assert_close(found, dense)
@@ -292,13 +293,13 @@ def test_a_score_that_is_the_cut_is_computed(kind, families, ids):
     assert all(step.units[0][3][1] == above.nonzero()[:, 0].tolist() for step in steps)
 
 
-@pytest.mark.parametrize(("sizes", "kept", "expected"), [((6, 2), 2, [0, 1, 3, 5]), ((6, 6), 3, [0, 1, 5])])
-def test_of_equal_scores_the_lower_head_is_kept(sizes, kept, expected, families, ids):
-    loaded = families("llama", *sizes)
+@pytest.mark.parametrize(("pool", "kept", "expected"), [(3, 2, [0, 1, 3, 5]), (6, 3, [0, 1, 5])])
+def test_of_equal_scores_the_lower_head_is_kept(pool, kept, expected, families, ids):
+    loaded = families("llama", 6, 2)
     producer = UnitProducer(torch.ones(WIDTH, loaded.anatomy.hidden_size), torch.ones(WIDTH))
     bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     heads = Foreseen(0, torch.zeros(6, WIDTH), bias)
-    _, steps = decoded(loaded, UnitPieces({1: LayerUnits(heads, kept)}, {0: producer}), ids[:1])
+    _, steps = decoded(loaded, UnitPieces({1: LayerUnits(heads, kept, pool)}, {0: producer}), ids[:1])
     assert all(step.units[0][2][1] == expected for step in steps)
 
 
@@ -471,7 +472,6 @@ def test_pieces_that_do_not_fit_are_refused(families):
         (build(heads=torch.tensor([0, 0, 3, 4])), "ascending"),
         (build(heads=torch.tensor([0, 6])), "below 6"),
         (build(heads=torch.tensor([-1, 4])), "ascending"),
-        (build(heads=torch.tensor([0, 1, 3])), "each KV group"),
         (build(heads=torch.arange(0)), "at least one"),
         (build(neurons=torch.tensor([5, 4])), "ascending"),
         (build(neurons=torch.tensor([5, NEURONS])), f"below {NEURONS}"),
@@ -484,8 +484,9 @@ def test_pieces_that_do_not_fit_are_refused(families):
         (build({0: producer}, neurons=Foreseen(0, foreseen.weight, good * torch.nan)), "bias must be finite"),
         (build({0: producer}, neurons=foreseen, cut=float("nan")), "not a number"),
         (build({0: UnitProducer(torch.ones(WIDTH, hidden + 40), torch.ones(WIDTH))}, neurons=foreseen), "weight must be"),
-        (build({0: producer}, heads=Foreseen(0, torch.ones(6, WIDTH), torch.ones(6)), heads_kept=4), "out of range"),
-        (build({0: producer}, heads=Foreseen(0, torch.ones(6, WIDTH), torch.ones(6)), heads_kept=0), "out of range"),
+        (build({0: producer}, heads=Foreseen(0, torch.ones(6, WIDTH), torch.ones(6)), heads_kept=4, head_pool=3), "out of range"),
+        (build({0: producer}, heads=Foreseen(0, torch.ones(6, WIDTH), torch.ones(6)), heads_kept=0, head_pool=6), "out of range"),
+        (build({0: producer}, heads=Foreseen(0, torch.ones(6, WIDTH), torch.ones(6)), heads_kept=2, head_pool=4), "pools of the same size"),
         (build(neurons=Gated("up", good[1:])), "scale must have"),
         (build(neurons=Gated("up", good * torch.inf)), "scale must be finite"),
         (build(neurons=Gated("up", good, torch.ones(NEURONS, 3), torch.ones(70, hidden), good)), "left must be"),

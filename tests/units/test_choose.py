@@ -36,15 +36,22 @@ def test_nothing_left_out_is_refused():
         Sparsity.parse("neurons=0")
 
 
-def test_counts_are_of_a_group_or_of_all():
+def test_counts_are_of_a_layer_or_of_a_group():
     found = counts(Sparsity(1 / 3, 0.5), GQA, LAYERS)
-    assert found.heads == (3, 2, 2, 2) and found.neurons == (40, 20, 20, 20)
-    assert counts(Sparsity(1 / 3), MHA, LAYERS).heads == (6, 4, 4, 4)
+    assert found.heads == (9, 6, 6, 6) and found.neurons == (40, 20, 20, 20) and found.pool == 9
+    grouped = counts(Sparsity(1 / 3), GQA, LAYERS, pool="group")
+    assert grouped.heads == (3, 2, 2, 2) and grouped.pool == 3
+    for pool in ("layer", "group"):
+        assert counts(Sparsity(1 / 3), MHA, LAYERS, pool=pool).heads == (6, 4, 4, 4)
+    with pytest.raises(BudgetError, match="in a layer or a group"):
+        counts(Sparsity(1 / 3), GQA, LAYERS, pool="model")
 
 
 def test_more_heads_than_a_group_has():
     with pytest.raises(BudgetError, match="would drop 3 of 3 query heads of each KV group; at most 2"):
-        counts(Sparsity(heads=0.9), GQA, LAYERS)
+        counts(Sparsity(heads=0.9), GQA, LAYERS, pool="group")
+    with pytest.raises(BudgetError, match="would drop 9 of 9 query heads of each layer; at most 8"):
+        counts(Sparsity(heads=0.95), GQA, LAYERS)
     with pytest.raises(BudgetError, match="leaves none of 40 neurons"):
         counts(Sparsity(neurons=0.999), GQA, LAYERS)
 
@@ -68,7 +75,7 @@ def test_spreads():
 @given(st.integers(0, 2**31), st.integers(1, 3))
 def test_each_group_keeps_as_many_and_the_best(seed, kept):
     scores = torch.rand(5, 9, generator=torch.Generator().manual_seed(seed))
-    chosen = best_heads(scores, kept, GQA).unflatten(-1, (3, 3))
+    chosen = best_heads(scores, kept, 3).unflatten(-1, (3, 3))
     assert (chosen.sum(-1) == kept).all()
     grouped = scores.unflatten(-1, (3, 3))
     worst = grouped.masked_fill(~chosen, torch.inf).amin(-1)
@@ -77,6 +84,6 @@ def test_each_group_keeps_as_many_and_the_best(seed, kept):
 
 
 def test_of_equal_scores_the_lower_stays():
-    assert best_heads(torch.zeros(6), 2, MHA).tolist() == [True, True, False, False, False, False]
+    assert best_heads(torch.zeros(6), 2, 6).tolist() == [True, True, False, False, False, False]
     assert best_neurons(torch.zeros(4), 2).tolist() == [True, True, False, False]
     assert best_neurons(torch.zeros(4), 9).all()

@@ -136,6 +136,7 @@ def _run_units(args: argparse.Namespace) -> int:
             heads=args.unit_heads,
             spread=args.unit_spread,
             rule=args.unit_rule,
+            pool=args.head_pool,
             select=select,
             allow_trained_text=args.allow_trained_text,
             result=args.json,
@@ -166,7 +167,7 @@ def _run_tasks(args: argparse.Namespace) -> int:
         units = resolve_units(spec, loaded)
         for sparsity in args.unit_sparsity or [Sparsity.parse(DEFAULT_SPARSITY)]:
             mode = args.mode if args.mode in units.modes else None
-            plans[f"{spec} {sparsity}"] = UnitPlan(units, sparsity, mode, heads, args.unit_spread, args.unit_rule)
+            plans[f"{spec} {sparsity}"] = UnitPlan(units, sparsity, mode, heads, args.unit_spread, args.unit_rule, args.head_pool)
     with bar("evaluating") as update:
         rows = evaluate_unit_tasks(
             loaded, plans, args.tasks, args.shots, args.tasks_data, args.limit, args.mask_prompt, progress=update

@@ -98,7 +98,7 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_unit_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """Add `--units`, `--unit-sparsity`, `--unit-heads`, `--mode`, `--unit-spread` and `--unit-rule`."""
+    """Add `--units`, `--unit-sparsity`, `--unit-heads`, `--mode`, `--unit-spread`, `--head-pool` and `--unit-rule`."""
     how = {"nargs": "+", "action": "extend"} if many else {}
     parser.add_argument(
         "--units",
@@ -124,6 +124,12 @@ def add_unit_options(parser: argparse.ArgumentParser, many: bool = False) -> Non
         choices=("local", "global", "hybrid"),
         default="local",
         help="spread over layers evenly, by importance, or by importance with at least half in each (default: local)",
+    )
+    parser.add_argument(
+        "--head-pool",
+        choices=("layer", "group"),
+        default="layer",
+        help="keep the best heads of each layer, or as many of each KV group (default: layer)",
     )
     parser.add_argument(
         "--unit-rule",
@@ -164,7 +170,7 @@ def make_unit_plan(loaded: LoadedModel, args: argparse.Namespace) -> UnitPlan | 
     units = resolve_units(args.units, loaded)
     heads = None if args.unit_heads is None else resolve_units(args.unit_heads, loaded)
     wanted = args.unit_sparsity or Sparsity.parse(DEFAULT_SPARSITY)
-    return UnitPlan(units, wanted, args.mode, heads, args.unit_spread, args.unit_rule)
+    return UnitPlan(units, wanted, args.mode, heads, args.unit_spread, args.unit_rule, args.head_pool)
 
 
 def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:

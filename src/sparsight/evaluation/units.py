@@ -68,6 +68,7 @@ def evaluate_units(
     heads: str | None = None,
     spread: str = "local",
     rule: str = "threshold",
+    pool: str = "layer",
     select: tuple[Selector, Budget] | None = None,
     allow_trained_text: bool = False,
     result: str | Path | None = None,
@@ -90,7 +91,7 @@ def evaluate_units(
         Of the methods that have it; the others take their first.
     heads : str, optional
         Method that chooses the heads, for all.
-    spread, rule
+    spread, rule, pool
         See `UnitPlan`.
     select : (Selector, Budget), optional
         Tokens are chosen at the same time, also in the dense score.
@@ -117,7 +118,7 @@ def evaluate_units(
     for spec, method in methods.items():
         own = mode if mode in method.modes or mode is None or len(method.modes) > 1 else None
         for sparsity in map(Sparsity.parse, sparsities):
-            plans[spec, str(sparsity)] = UnitPlan(method, sparsity, own, head_method, spread, rule)
+            plans[spec, str(sparsity)] = UnitPlan(method, sparsity, own, head_method, spread, rule, pool)
     if not plans:
         raise ConfigError("nothing to evaluate; give a method and a unit sparsity, such as --units gated --unit-sparsity neurons=0.5")
     pieces = _cut(loaded, documents, protocol)
@@ -180,6 +181,7 @@ def _configuration(loaded, plans, documents, protocol, heads, select) -> dict[st
         "sparsities": list(dict.fromkeys(sparsity for _, sparsity in plans)),
         "spread": plan.spread,
         "rule": plan.rule,
+        "pool": plan.pool,
         "length": protocol.length,
         "chunks": protocol.count,
         "scored": protocol.scored,

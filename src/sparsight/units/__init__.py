@@ -13,10 +13,11 @@ from .base import (
     methods,
     register,
 )
-from .choose import SPREADS, Counts, Sparsity, best_heads, best_neurons, counts
+from .choose import POOLS, SPREADS, Counts, Sparsity, best_heads, best_neurons, counts
 
 __all__ = [
     "MODES",
+    "POOLS",
     "SPREADS",
     "Counts",
     "Prompt",

@@ -1,7 +1,7 @@
 """From a sparsity to counts, and from scores to what is computed.
 
-Where several query heads share a KV head the same number of them is kept in each group, so that every key and value stays of use and stock
-attention works on what is left. Where each has a KV head of its own the best of all are kept.
+Heads are ranked over a layer, or within each KV group. All keys and values are kept either way; the same number in each group is what attention
+without any change of its own needs, but important heads cluster in groups, and it loses far more (see benchmarks/contextual_sparsity).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from .base import Scores, UnitGeometry
 SPREADS = ("local", "global", "hybrid")
 """How a budget is spread over layers: evenly; by importance over all layers; so, but with at least half of the even share in each."""
 FLOOR = 0.5
+POOLS = ("layer", "group")
+"""What heads are ranked against: all of the layer, or those that share their KV head."""
 
 
 @dataclass(frozen=True)
@@ -73,63 +75,71 @@ class Counts:
     Attributes
     ----------
     heads : tuple of int
-        Query heads of each KV group, or of all heads where a group has one; a layer each.
+        Query heads of each pool; a layer each.
     neurons : tuple of int
         Neurons, a layer each.
+    pool : int
+        Neighbouring query heads that are ranked against each other.
     """
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
+    pool: int
 
 
-def dense_counts(geometry: UnitGeometry) -> Counts:
-    """All of everything."""
-    return Counts((_pool(geometry),) * geometry.layers, (geometry.intermediate_size,) * geometry.layers)
-
-
-def counts(sparsity: Sparsity, geometry: UnitGeometry, layers: tuple[int, ...], spread: str = "local", mean: Scores | None = None) -> Counts:
+def counts(
+    sparsity: Sparsity,
+    geometry: UnitGeometry,
+    layers: tuple[int, ...],
+    spread: str = "local",
+    mean: Scores | None = None,
+    pool: str = "layer",
+) -> Counts:
     """How many units each layer keeps.
 
     Parameters
     ----------
     sparsity : Sparsity
-        Rounded to whole heads of a group; shares of the layers in `layers`.
+        Rounded to whole heads of a pool; shares of the layers in `layers`.
     geometry : UnitGeometry
     layers : tuple of int
         That skip; the others keep all.
     spread : {"local", "global", "hybrid"}
     mean : Scores, optional
         Importance by which `global` and `hybrid` spread, each layer's divided by its sum: a layer with few important units gives more up.
+    pool : {"layer", "group"}
+        What heads are ranked against; where each has a KV head of its own it is the layer.
 
     Raises
     ------
     BudgetError
-        If no head of a group or no neuron would be left, or the spread needs importances that are not there.
+        If no head of a pool or no neuron would be left, or the spread needs importances that are not there.
     """
     if spread not in SPREADS:
         raise BudgetError(f"a budget is spread over layers by {', '.join(SPREADS)}, got {spread!r}; choose one of these")
-    pool, wide = _pool(geometry), geometry.intermediate_size
-    dropped = round(sparsity.heads * pool)
-    if dropped >= pool:
-        where = "each KV group" if geometry.group > 1 else "each layer"
-        raise BudgetError(f"heads={sparsity.heads:g} would drop {dropped} of {pool} query heads of {where}; at most {pool - 1} can go")
+    if pool not in POOLS:
+        raise BudgetError(f"heads are ranked in a {' or a '.join(POOLS)}, got {pool!r}; choose one of these")
+    grouped = pool == "group" and geometry.group > 1
+    size, wide = geometry.group if grouped else geometry.query_heads, geometry.intermediate_size
+    dropped = round(sparsity.heads * size)
+    if dropped >= size:
+        where = "each KV group" if grouped else "each layer"
+        raise BudgetError(f"heads={sparsity.heads:g} would drop {dropped} of {size} query heads of {where}; at most {size - 1} can go")
     kept = wide - round(sparsity.neurons * wide)
     if kept < 1:
         raise BudgetError(f"neurons={sparsity.neurons:g} leaves none of {wide} neurons; lower it")
-    even = dense_counts(geometry)
     if spread == "local":
-        heads, neurons = [pool - dropped] * len(layers), [kept] * len(layers)
+        heads, neurons = [size - dropped] * len(layers), [kept] * len(layers)
     else:
         if mean is None:
             raise BudgetError(f"this method knows no mean importance to spread a budget by; leave out --unit-spread {spread}")
         least = FLOOR if spread == "hybrid" else 0.0
-        grouped = mean.heads[list(layers)].unflatten(-1, (geometry.kv_heads, -1)) if geometry.group > 1 else mean.heads[list(layers)][:, None]
-        ranked = grouped.sort(dim=-1, descending=True).values.mean(dim=1)
-        heads = _spread(ranked, pool - dropped, least)
+        ranked = mean.heads[list(layers)].unflatten(-1, (-1, size)).sort(dim=-1, descending=True).values.mean(dim=1)
+        heads = _spread(ranked, size - dropped, least)
         neurons = _spread(mean.neurons[list(layers)].sort(dim=-1, descending=True).values, kept, least)
     whole = dict(zip(layers, zip(heads, neurons, strict=True), strict=True))
-    every = [whole.get(i, (even.heads[i], even.neurons[i])) for i in range(geometry.layers)]
-    return Counts(tuple(h for h, _ in every), tuple(n for _, n in every))
+    every = [whole.get(i, (size, wide)) for i in range(geometry.layers)]
+    return Counts(tuple(h for h, _ in every), tuple(n for _, n in every), size)
 
 
 def _spread(ranked: Tensor, kept: int, least: float) -> list[int]:
@@ -143,26 +153,23 @@ def _spread(ranked: Tensor, kept: int, least: float) -> list[int]:
     return torch.bincount(order // units, minlength=layers).tolist()
 
 
-def _pool(geometry: UnitGeometry) -> int:
-    """Query heads that are ranked against each other."""
-    return geometry.group if geometry.group > 1 else geometry.query_heads
-
-
-def best_heads(scores: Tensor, kept: int, geometry: UnitGeometry) -> Tensor:
+def best_heads(scores: Tensor, kept: int, pool: int) -> Tensor:
     """Which query heads are computed.
 
     Parameters
     ----------
     scores : (..., query_heads)
     kept : int
-        Of each KV group, or of all heads where a group has one.
+        Of each pool.
+    pool : int
+        Neighbouring heads that are ranked against each other.
 
     Returns
     -------
     (..., query_heads) bool
         Of equal scores the lower head is kept.
     """
-    pools = scores.unflatten(-1, (-1, _pool(geometry)))
+    pools = scores.unflatten(-1, (-1, pool))
     order = pools.argsort(dim=-1, descending=True, stable=True)[..., :kept]
     return torch.zeros_like(pools, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)
 

@@ -2,7 +2,7 @@
 
 The choice of a layer is made either before decoding (`given`), from an earlier layer's input by a small network (`foreseen`), or, for neurons,
 from one of the two factors that a gated neuron is the product of (`gated`). A neuron that is chosen by its score is computed where the score
-reaches the layer's `cut`; heads are the best of each KV group.
+reaches the layer's `cut`; heads are the best of a layer, or of each KV group.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class LayerUnits:
     Attributes
     ----------
     heads : None, (kept,) int64 or Foreseen
-        None for all; ascending query heads, as many in each KV group; or scores.
-    heads_kept : int
-        With `Foreseen`, query heads kept in each KV group (of all heads, where a KV head has one query head only).
+        None for all; ascending query heads; or scores.
+    heads_kept, head_pool : int
+        With `Foreseen`, query heads kept of each so many neighbours.
     neurons : None, (kept,) int64, Foreseen or Gated
         None for all; ascending neurons; or scores.
     cut : float
@@ -73,6 +73,7 @@ class LayerUnits:
 
     heads: Tensor | Foreseen | None = None
     heads_kept: int = 0
+    head_pool: int = 0
     neurons: Tensor | Foreseen | Gated | None = None
     cut: float = 0.0
 

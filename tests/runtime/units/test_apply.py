@@ -27,8 +27,8 @@ def ready(name, anatomy, **settings):
     return units.requires_grad_(False).eval()
 
 
-def plan_of(name, anatomy, settings, sparsity="heads=0.34,neurons=0.5", rule="count", mode=None):
-    return UnitPlan(ready(name, anatomy, **settings), Sparsity.parse(sparsity), mode=mode, rule=rule)
+def plan_of(name, anatomy, settings, sparsity="heads=0.34,neurons=0.5", rule="count", mode=None, pool="layer"):
+    return UnitPlan(ready(name, anatomy, **settings), Sparsity.parse(sparsity), mode=mode, rule=rule, pool=pool)
 
 
 def ids(anatomy, tokens=TOKENS, batch=1):
@@ -78,7 +78,8 @@ def test_skipping_gives_what_a_mask_gives(name, method, mode, settings):
     model, anatomy = family(name)
     if method == "gated" and not anatomy.gated:
         pytest.skip("no gate in this family")
-    plan, tokens = plan_of(method, anatomy, settings, mode=mode), ids(anatomy)
+    pool = "group" if name in ("qwen2", "gemma3") else "layer"
+    plan, tokens = plan_of(method, anatomy, settings, mode=mode, pool=pool), ids(anatomy)
     expected, tally = by_mask(model, anatomy, plan, tokens, 5)
     with torch.no_grad():
         dense = steps(model, tokens, 5)

@@ -95,7 +95,8 @@ class NativeUnits:
     def _set_heads(self, i: int, layer: LayerUnits) -> None:
         if isinstance(layer.heads, Foreseen):
             found = layer.heads
-            self.native.foretell_heads(i, layer.heads_kept, found.producer, self._matrix(found.weight), plain_vector(found.bias))
+            scores = (found.producer, self._matrix(found.weight), plain_vector(found.bias))
+            self.native.foretell_heads(i, layer.heads_kept, layer.head_pool, *scores)
         elif layer.heads is not None:
             self.native.give_heads(i, layer.heads.tolist())
 

@@ -48,8 +48,8 @@ class Choices:
             self._give_neurons(plan.units.given(prompt))
 
     def _give_heads(self, scores: Scores) -> None:
-        geometry, kept = self.plan.units.geometry, self.plan.counts.heads
-        self.heads = {i: best_heads(scores.heads[:, i], kept[i], geometry) for i in self.plan.layers}
+        counts = self.plan.counts
+        self.heads = {i: best_heads(scores.heads[:, i], counts.heads[i], counts.pool) for i in self.plan.layers}
 
     def _give_neurons(self, scores: Scores) -> None:
         kept = self.plan.counts.neurons
@@ -62,7 +62,7 @@ class Choices:
         if self.plan.head_mode != "token":
             return _each_row(self.heads[rows.layer], len(rows.positions), batch)
         scores = self.plan.head_method.head_scores(rows)
-        return best_heads(scores, self.plan.counts.heads[rows.layer], self.plan.units.geometry)
+        return best_heads(scores, self.plan.counts.heads[rows.layer], self.plan.counts.pool)
 
     def neurons_of(self, rows: UnitRows, batch: int) -> Tensor | None:
         """Neurons that rows compute, `(rows, neurons)` bool; None for all."""

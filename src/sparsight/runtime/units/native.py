@@ -39,7 +39,7 @@ def unit_pieces(plan: UnitPlan, choices: Choices, row: int = 0) -> UnitPieces:
     row : int
         Of the batch that the choices are for.
     """
-    geometry, counts, layers = plan.units.geometry, plan.counts, {}
+    counts, layers = plan.counts, {}
     for i in plan.layers:
         heads: Tensor | Foreseen | None = None
         neurons: Tensor | Foreseen | Gated | None = None
@@ -47,7 +47,7 @@ def unit_pieces(plan: UnitPlan, choices: Choices, row: int = 0) -> UnitPieces:
         if plan.sparsity.heads:
             heads = _of_row(choices.heads[i], row) if plan.head_mode != "token" else plan.head_method.head_piece(i)
             if plan.head_mode == "token" and isinstance(heads, Tensor):
-                heads = _indices(best_heads(heads, counts.heads[i], geometry))
+                heads = _indices(best_heads(heads, counts.heads[i], counts.pool))
         if plan.sparsity.neurons:
             neurons = _of_row(choices.neurons[i], row) if plan.neuron_mode != "token" else plan.units.neuron_piece(i)
             if plan.neuron_mode == "token":
@@ -56,7 +56,7 @@ def unit_pieces(plan: UnitPlan, choices: Choices, row: int = 0) -> UnitPieces:
                     neurons = _indices(best_neurons(neurons, counts.neurons[i]) if found is None else neurons >= found)
                 else:
                     cut = found
-        layers[i] = LayerUnits(heads, counts.heads[i], neurons, cut)
+        layers[i] = LayerUnits(heads, counts.heads[i], counts.pool, neurons, cut)
     used = {found.producer for layer in layers.values() for found in (layer.heads, layer.neurons) if isinstance(found, Foreseen)}
     producers = {}
     for method in plan.methods:

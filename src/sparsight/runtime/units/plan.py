@@ -28,6 +28,8 @@ class UnitPlan:
         Chooses the heads, in the first of its modes that is `mode`, or the first it has.
     spread : {"local", "global", "hybrid"}
         How the budget is spread over layers, see `units.choose.counts`.
+    pool : {"layer", "group"}
+        Heads are the best of a layer, or the same number of each KV group.
     rule : {"threshold", "count"}
         In token mode: neurons whose score reaches a threshold, which leaves out the share on average and lets a token that needs more have
         them, or the same number for every token. Methods without thresholds count.
@@ -46,6 +48,7 @@ class UnitPlan:
     heads: UnitMethod | None = None
     spread: str = "local"
     rule: str = "threshold"
+    pool: str = "layer"
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -98,7 +101,7 @@ class UnitPlan:
     def counts(self) -> Counts:
         """What each layer keeps; on average, where neurons are cut at a threshold."""
         mean = None if self.spread == "local" else self.units.mean_scores()
-        return counts(self.sparsity, self.units.geometry, self.layers, self.spread, mean)
+        return counts(self.sparsity, self.units.geometry, self.layers, self.spread, mean, self.pool)
 
     def cut(self, layer: int) -> float | None:
         """Threshold on the neuron scores of a layer; None where neurons are counted."""
