@@ -31,8 +31,7 @@ from .windows import chunks, window
 KIND, FORMAT = "sparsight-trace", 1
 SHARD = 32
 INDEX = "trace.json"
-LEFTOVERS = ".*.tmp"
-"""What a kill in the middle of writing a file leaves."""
+LEFTOVERS = ".*.tmp"  # of a kill
 PARTS = ("prompt", "rest")
 Progress = Callable[[int, int, str], None]
 
