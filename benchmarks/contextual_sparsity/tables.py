@@ -48,6 +48,14 @@ def ratio(row: Row | None) -> str:
     return f"{row['ppl_ratio']:.3f} ({low:.3f}–{high:.3f})" + (f", {', '.join(off)} left out" if off else "")
 
 
+def against_static(row: Row) -> str:
+    """Perplexity over that of the static choice on the same chunks."""
+    if row.get("ratio_to_static") is None:
+        return "–"
+    low, high = row["ratio_to_static_ci"]
+    return f"{row['ratio_to_static']:.3f} ({low:.3f}–{high:.3f})"
+
+
 def order(row: Row, kind: str) -> str:
     """Rank correlation with the truth, and that of the static mean with the same truth."""
     ours, static = row[f"spearman_{kind}"], row[f"spearman_{kind}_static"]
@@ -65,12 +73,12 @@ def perplexity_table(name: str, kind: str) -> str:
     for units in dict.fromkeys(row["units"] for row in found["rows"]):
         row = by[units, sparsities[0]]
         middle = by[units, sparsities[len(sparsities) // 2]]
-        cells = [TITLES.get(units, units), *(ratio(by.get((units, s))) for s in sparsities), order(row, kind)]
+        cells = [TITLES.get(units, units), *(ratio(by.get((units, s))) for s in sparsities), against_static(middle), order(row, kind)]
         body.append([*cells, f"{middle['bytes_per_token'] / 1e6:.0f}", f"{row['parameters_fraction']:.2%}"])
     at = sparsities[len(sparsities) // 2]
     dense = found["rows"][0]["bytes_dense"] / 1e6
-    header = ["", *sparsities, "order (static's)", f"MB a token at {at} (dense {dense:.0f})", "parameters, of the model"]
-    return markdown(header, body)
+    header = ["", *sparsities, f"over static's at {at}", "order (static's)", f"MB a token at {at} (dense {dense:.0f})"]
+    return markdown([*header, "parameters, of the model"], body)
 
 
 def small_table(names: dict[str, str]) -> str:

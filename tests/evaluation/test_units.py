@@ -56,6 +56,12 @@ def test_rows_hold_true_shares_and_bytes(stories, folders, tmp_path):
     assert by["token-topk", "neurons=0.25"]["spearman_neurons"] == pytest.approx(1)
     assert abs(by["random", "neurons=0.25"]["spearman_neurons"]) < 0.1
     assert by["oracle", "neurons=0.25"]["spearman_neurons"] == pytest.approx(1)
+    static = by[str(folders["static"]), "neurons=0.25"]
+    assert static["ratio_to_static"] is None
+    for (name, sparsity), row in by.items():
+        if name != str(folders["static"]):
+            control = by[str(folders["static"]), sparsity]
+            assert row["ratio_to_static"] == pytest.approx(row["ppl"] / control["ppl"])
     ratios = [by[name, "neurons=0.25"]["ppl_ratio"] for name in ("token-topk", "prompt-l2", "random")]
     assert ratios == sorted(ratios)
     again = evaluate_units(stories, specs, DOCUMENTS, ["heads=0.5,neurons=0.5", "neurons=0.25"], PROTOCOL, result=file)

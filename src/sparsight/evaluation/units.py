@@ -221,15 +221,27 @@ def _measure(loaded, plans: dict[tuple[str, str], UnitPlan], piece: Chunk, stati
     return {"nll": nll, "dropped": dropped, "ranks": ranks}
 
 
+def _control(key: str, spec: str, sparsity: str, measured, pieces) -> dict[str, Any]:
+    """Perplexity over that of the static choice on the same chunks, if that was evaluated too, with its 95 % interval."""
+    names = {k.partition("|")[0] for m in measured for k in m["nll"]}
+    static = next((name for name in names if name.split("=")[0] == "static" or Path(name).name == "static"), None)
+    if static in (None, spec):
+        return {"ratio_to_static": None, "ratio_to_static_ci": None}
+    difference = [m["nll"][key] - m["nll"][f"{static}|{sparsity}"] for m in measured]
+    mean, interval = clustered_mean(difference, [p.cluster for p in pieces])
+    return {"ratio_to_static": math.exp(mean), "ratio_to_static_ci": None if interval is None else [math.exp(x) for x in interval]}
+
+
 def _dropped(tally: Tally) -> list[float]:
     return [tally.dropped("heads"), tally.dropped("neurons")]
 
 
 def _row(loaded, spec, plan: UnitPlan, sparsity, measured, pieces, protocol, select) -> dict[str, Any]:
-    """A row: method, mode, true shares left out, perplexities, their ratio with its 95 % interval, bytes, rank correlations."""
+    """A row: method, mode, true shares left out, perplexities, their ratios with 95 % intervals, bytes, rank correlations."""
     key, anatomy = f"{spec}|{sparsity}", loaded.anatomy
     dense, nll = [m["nll"]["dense"] for m in measured], [m["nll"][key] for m in measured]
     delta, interval = clustered_mean([a - b for a, b in zip(nll, dense, strict=True)], [p.cluster for p in pieces])
+    control = _control(key, spec, sparsity, measured, pieces)
     heads, neurons = (sum(m["dropped"][key][i] for m in measured) / len(measured) for i in (0, 1))
     from ..tokens import Dense, Geometry
 
@@ -253,6 +265,7 @@ def _row(loaded, spec, plan: UnitPlan, sparsity, measured, pieces, protocol, sel
         "ppl_dense": math.exp(sum(dense) / len(dense)),
         "ppl_ratio": math.exp(delta),
         "ppl_ratio_ci": None if interval is None else [math.exp(x) for x in interval],
+        **control,
         "bytes_per_token": parts["total"] - units["skipped"] + units["units"],
         "bytes_dense": parts["total"],
         "parameters_fraction": plan.parameter_count / sum(p.numel() for p in loaded.model.parameters()),
