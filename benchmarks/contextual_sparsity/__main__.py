@@ -70,7 +70,7 @@ EXPERIMENTS = (
     Experiment("global", ("static", "shadow-prompt"), ("neurons=0.5",), spread="global"),
     Experiment("hybrid", ("static", "shadow-prompt"), ("neurons=0.5",), spread="hybrid"),
     Experiment("gemma", ("gated", "gated-gate-0", "static", "prompt-l2", "token-topk", "random"), ("neurons=0.3", "neurons=0.5"),
-               model="gemma3-270m", chunks=12),
+               model="gemma3-270m", chunks=8),
 )  # fmt: skip
 
 
@@ -84,13 +84,11 @@ class Tasks:
     plans: tuple[tuple[str, str], ...] = (
         ("gated", "neurons=0.5"), ("static", "neurons=0.5"), ("prompt-l2", "neurons=0.5"), ("shadow-prompt", "neurons=0.5"),
     )  # fmt: skip
-    mask_prompt: bool = False
 
 
 TASK_EXPERIMENTS = (
     Tasks("tasks-0-shot", 0, 80),
-    Tasks("tasks-5-shot", 5, 25),
-    Tasks("tasks-0-shot-everywhere", 0, 40, (("gated", "neurons=0.5"), ("static", "neurons=0.5")), mask_prompt=True),
+    Tasks("tasks-5-shot", 5, 25, (("gated", "neurons=0.5"), ("static", "neurons=0.5"))),
 )
 NAMES = (*(e.name for e in EXPERIMENTS), *(t.name for t in TASK_EXPERIMENTS))
 DEFAULT = tuple(name for name in NAMES if name != "gemma")
@@ -186,7 +184,7 @@ def run_tasks(loaded, tasks: Tasks, args: argparse.Namespace) -> None:
                 print(f"{tasks.name}: {note} {done}/{total} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
         data = args.data / "multiple_choice"
-        rows = evaluate_unit_tasks(loaded, plans, TASKS, tasks.shots, data, tasks.limit, tasks.mask_prompt, progress)
+        rows = evaluate_unit_tasks(loaded, plans, TASKS, tasks.shots, data, tasks.limit, progress=progress)
         result = {"model": loaded.name, "model_hash": loaded.fingerprint, "shots": tasks.shots, "limit": tasks.limit, "rows": rows}
         write_atomically(out, json.dumps(result, indent=1) + "\n")
     Console(width=160).print(task_table(result["rows"]))

@@ -165,6 +165,7 @@ def tables() -> dict[str, str]:
     return {
         "neurons": perplexity_table("neurons", "neurons"),
         "heads": perplexity_table("heads", "heads"),
+        "heads-group": perplexity_table("heads-group", "heads"),
         "both": small_table(
             {
                 "both": "", "both-gated": ", heads by `dejavu` a token", "count": ", as many neurons for every token",
@@ -178,7 +179,6 @@ def tables() -> dict[str, str]:
             for name, title in (
                 ("tasks-0-shot", "0-shot, the question dense:"),
                 ("tasks-5-shot", "5-shot, examples and question dense:"),
-                ("tasks-0-shot-everywhere", "0-shot, units left out of the question too:"),
             )
             if (table := task_table(name))
         ),
