@@ -146,6 +146,8 @@ class Anatomy:
         names, attention = self._names, self.attention(i)
         states = self.input_norm(i, residual)
         projection = attrgetter(names.query)(attention)
+        # One that leaves heads out of the layer's own query stands for the whole, which a look ahead needs.
+        projection = getattr(projection, "stands_for", projection)
         if names.fused_query:
             rows = slice(self.query_heads * self.head_dim)
             bias = None if projection.bias is None else projection.bias[rows]

@@ -14,7 +14,6 @@ from sparsight.ops.native import library
 from sparsight.runtime import Budget, Plan, Rule
 from sparsight.runtime.decoder import Decoder, NativeUnits, why_not_native_units
 from sparsight.runtime.units import Choices, PromptRecord, recorded, unit_pieces, why_not_pieces
-from sparsight.tokens import Geometry, create
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")
 FAMILIES = ["llama", "qwen3", "gemma3", "phi3"]
@@ -92,16 +91,17 @@ def test_rows_with_and_without_units_in_one_step():
     assert not np.array_equal(skipped[1], dense[1])
 
 
-@pytest.mark.parametrize("chooser", ["streaming", "quest"])
-def test_tokens_and_units_together(chooser):
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+@pytest.mark.parametrize("units", ["gated", "static"])
+@pytest.mark.parametrize("chooser", ["streaming", "quest", "foresight"])
+def test_tokens_and_units_together(chooser, units, name, ready_selector):
     from sparsight.runtime import apply
     from sparsight.runtime.units import apply_units
 
-    loaded = wide("llama")
+    loaded = wide(name)
     tokens = ids(loaded.anatomy, 40)
-    settings = {"page_size": 4} if chooser == "quest" else {}
-    token_plan = Plan(create(chooser, Geometry.of(loaded.anatomy), **settings), Budget.parse("12"), Rule(sinks=2, window=4))
-    plan = plan_of("gated", loaded.anatomy, {"rank": 4}, rule="threshold")
+    token_plan = Plan(ready_selector(chooser, loaded), Budget.parse("12"), Rule(sinks=2, window=4))
+    plan = plan_of(units, loaded.anatomy, {"rank": 4} if units == "gated" else {}, rule="threshold")
     got, steps = native(loaded, plan, tokens, 36, token_plan=token_plan)
     with apply(loaded, token_plan), apply_units(loaded, plan):
         from tests.runtime.units.test_apply import steps as decode

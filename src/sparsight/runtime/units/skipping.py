@@ -56,7 +56,8 @@ class Query(nn.Module):
 
     def __init__(self, linear: nn.Linear, skip: LayerSkip) -> None:
         super().__init__()
-        self.linear, self.skip = linear, skip
+        self.stands_for = self.linear = linear
+        self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.skip

@@ -30,6 +30,7 @@ class SomeRows(nn.Module):
     def __init__(self, linear: nn.Linear, rows: Tensor, whole: bool) -> None:
         super().__init__()
         self.out_features = linear.out_features if whole else len(rows)
+        self.stands_for = linear
         self.rows, self.whole = rows.to(linear.weight.device), whole
         self.weight = linear.weight[self.rows].contiguous()
         self.bias = None if linear.bias is None else linear.bias[self.rows].contiguous()
