@@ -72,10 +72,10 @@ def perplexity_table(name: str, kind: str) -> str:
     body = []
     for units in dict.fromkeys(row["units"] for row in found["rows"]):
         row = by[units, sparsities[0]]
-        middle = by[units, sparsities[len(sparsities) // 2]]
+        middle = by[units, sparsities[(len(sparsities) - 1) // 2]]
         cells = [TITLES.get(units, units), *(ratio(by.get((units, s))) for s in sparsities), against_static(middle), order(row, kind)]
         body.append([*cells, f"{middle['bytes_per_token'] / 1e6:.0f}", f"{row['parameters_fraction']:.2%}"])
-    at = sparsities[len(sparsities) // 2]
+    at = sparsities[(len(sparsities) - 1) // 2]
     dense = found["rows"][0]["bytes_dense"] / 1e6
     header = ["", *sparsities, f"over static's at {at}", "order (static's)", f"MB a token at {at} (dense {dense:.0f})"]
     return markdown([*header, "parameters, of the model"], body)
