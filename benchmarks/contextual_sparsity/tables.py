@@ -173,7 +173,6 @@ def tables() -> dict[str, str]:
             }
         ),
         "sweep": sweep_table(),
-        "gemma": perplexity_table("gemma", "neurons"),
         "tasks": "\n".join(
             f"{title}\n\n{table}"
             for name, title in (
