@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "choose.h"
+#include "crush.h"
 #include "half.h"
 #include "model.h"
 
@@ -28,6 +29,7 @@ using Bytes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
 
 void need(bool holds, const std::string& what) {
   if (!holds) throw Misfit(what);
@@ -808,6 +810,14 @@ void advise(Bytes array) {
   if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
 }
 
+void count_different(nb::object vectors, nb::object anchors, nb::object distances) {
+  Words v = array<Words>(vectors, "vectors"), a = array<Words>(anchors, "anchors"), d = array<Words>(distances, "distances");
+  need(v.ndim() == 3 && a.ndim() == 2 && d.ndim() == 2, "vectors, anchors and distances must have 3, 2 and 2 dimensions");
+  need(a.shape(0) == v.shape(0) && a.shape(1) == v.shape(2), "an anchor of " + text(v.shape(2)) + " words is needed for each of " + text(v.shape(0)) + " rows");
+  need(d.shape(0) == v.shape(0) && d.shape(1) == v.shape(1), "distances must be " + text(v.shape(0)) + " x " + text(v.shape(1)));
+  hamming(v.data(), a.data(), v.shape(0), v.shape(1), v.shape(2), d.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -865,6 +875,7 @@ NB_MODULE(_native, m) {
   m.def("some_rows", &some_rows, "level"_a, "pool"_a, "weight"_a.noconvert(), "format"_a, "active"_a.noconvert(), "x"_a.noconvert(),
         "out"_a.noconvert(), "columns"_a);
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");
+  m.def("hamming", &count_different, "vectors"_a, "anchors"_a, "distances"_a, "Bits in which packed vectors differ from the anchor of their row.");
   m.def("advise", &advise, "array"_a.noconvert());
   m.def("test_matvec", &test_matvec);
   m.def("test_attend", &test_attend, "level"_a, "queries"_a, "keys"_a, "values"_a, "format"_a, "scaling"_a, "indices"_a.none());

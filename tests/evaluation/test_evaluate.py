@@ -169,14 +169,14 @@ def test_bytes_count_everything_that_is_read(tiny):
     second_read = 2 * 6 * 16 * 48
     assert sparse["predictor"] == 2 * (foresight.parameter_count() + second_read)
     assert sparse["total"] == sum(sparse[k] for k in ("weights", "kv", "index", "predictor"))
-    assert state_fraction(anatomy, foresight, 1000) == pytest.approx(3 * 1000 * 16 / dense["kv"])
+    assert state_fraction(anatomy, foresight, 1000, 1000) == pytest.approx(3 * 1000 * 16 / dense["kv"])
 
 
 def test_state_of_rank_16_in_int8_is_6_percent_of_kv_in_the_shape_of_smollm2(tiny_llama):
     from sparsight.models import Anatomy
 
     anatomy = Anatomy.of(tiny_llama(num_hidden_layers=30, head_dim=64, hidden_size=54, num_attention_heads=9, num_key_value_heads=3))
-    share = state_fraction(anatomy, create("lowrank", Geometry.of(anatomy)), 2048)
+    share = state_fraction(anatomy, create("lowrank", Geometry.of(anatomy)), 2048, 2048)
     assert share == pytest.approx(0.0604, abs=1e-4)
 
 

@@ -12,8 +12,8 @@ from sparsight.runtime import Budget, Plan, Rule, SelectingCache, apply
 from sparsight.runtime.attention import _handlers
 from sparsight.tokens import Geometry, create, methods
 
-METHODS = [name for name in methods()]
-SELECTING = [name for name, cls in methods().items() if cls.selects]
+METHODS = [name for name, cls in methods().items() if not cls.permanent]
+SELECTING = [name for name, cls in methods().items() if cls.selects and not cls.permanent]
 
 
 @pytest.fixture(scope="module")

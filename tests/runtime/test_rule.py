@@ -14,7 +14,7 @@ from sparsight.runtime import Budget, Plan, Rule, Thresholds, apply, choose, exc
 from sparsight.tokens import methods
 
 PROMPT, STEPS, PADDING = 40, 13, 5
-SELECTING = [name for name, cls in methods().items() if cls.selects]
+SELECTING = [name for name, cls in methods().items() if cls.selects and not cls.permanent]
 
 
 def uniform_cuts(selector, cut, choosers=None):

@@ -40,16 +40,34 @@ def bytes_per_token(
         "weights", "kv", "index" (importance keys), "predictor" (its weights, and model weights read a second time), "total".
     """
     selecting = set(selector.layers) if budget < length else set()
-    kv = sum(kv_bytes(anatomy, i, budget if i in selecting else length, length) for i in range(anatomy.layers))
+    # What an evictor looks at is what it still holds.
+    looked_at = budget if selector.permanent else length
     parts = {
         "weights": float(ELEMENT * anatomy.weight_elements()["total"]),
-        "kv": float(kv),
-        "index": float(sum(selector.index_bytes(i, length) for i in selecting)) * _index_share(selector, rule),
+        "kv": float(sum(_kv(anatomy, selector, i, i in selecting, budget, length) for i in range(anatomy.layers))),
+        "index": float(sum(selector.index_bytes(i, looked_at) for i in selecting)) * _index_share(selector, rule),
         "predictor": float(ELEMENT * (selector.parameter_count() + selector.extra_weight_elements()))
         if selecting
         else 0.0,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def bytes_kept(anatomy: Anatomy, selector: Selector, budget: float, length: int) -> float:
+    """Bytes of the cache that still exist with `length` tokens in the sequence: keys, values and what the method keeps beside them.
+
+    Parameters are those of `bytes_per_token`. A selector keeps everything, an evictor `budget` rows a KV head.
+    """
+    choosing = set(selector.layers) if budget < length else set()
+    held = budget if selector.permanent else length
+    kv = sum(_kv(anatomy, selector, i, i in choosing and selector.permanent, held, length) for i in range(anatomy.layers))
+    return float(kv + sum(selector.state_bytes(i, held) for i in choosing))
+
+
+def _kv(anatomy: Anatomy, selector: Selector, layer: int, chooses: bool, rows: float, length: int) -> float:
+    if chooses and selector.permanent:
+        return anatomy.kv_heads * selector.kv_bytes(rows)
+    return kv_bytes(anatomy, layer, rows if chooses else length, length)
 
 
 def _index_share(selector: Selector, rule: Rule | None) -> float:
@@ -60,7 +78,7 @@ def _index_share(selector: Selector, rule: Rule | None) -> float:
     return (2 / rule.pages + rule.page_share if paged else 1.0) / rule.interval
 
 
-def state_fraction(anatomy: Anatomy, selector: Selector, length: int) -> float:
-    """Bytes kept beside the KV cache, as a share of the whole KV cache."""
-    state = sum(selector.state_bytes(i, length) for i in selector.layers)
+def state_fraction(anatomy: Anatomy, selector: Selector, held: float, length: int) -> float:
+    """Bytes kept beside the `held` tokens that are left of `length`, as a share of the whole KV cache."""
+    state = sum(selector.state_bytes(i, held) for i in selector.layers)
     return state / sum(kv_bytes(anatomy, i, length, length) for i in range(anatomy.layers))

@@ -12,20 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigError, SparsightError, TextError
+from ..errors import BudgetError, ConfigError, SparsightError, TextError
 from ..models import LoadedModel
 from ..runtime import Budget
-from ..tokens import Selector
+from ..runtime.plan import check_room
+from ..tokens import Dense, Selector
 from ..tokens.pretrained import resolve
 from ..training.text import Document, hash_documents, overlap
-from .bytes import bytes_per_token, state_fraction
+from .bytes import bytes_kept, bytes_per_token, state_fraction
 from .intervals import clustered_mean
 from .protocol import PLAIN, Protocol, Rules, cut
 from .recall import RecallProbe, recall_figures
 from .results import ResultFile
 from .scoring import Chunk, Scorer
 
-FORMAT = 1
+FORMAT = 2
 KNOWN_TEXT = 0.01
 """Share of scored text that may be known from training before evaluation is refused."""
 
@@ -74,8 +75,9 @@ def evaluate(
     Returns
     -------
     dict
-        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own),
-        "configuration" and "configuration_hash".
+        "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own, and evictors
+        are held against an oracle of the same allocation), "losses" (nats of each chunk, by "METHOD|BUDGET") with the "clusters" of the chunks
+        for paired differences, "configuration" and "configuration_hash".
 
     Raises
     ------
@@ -87,6 +89,7 @@ def evaluate(
     budgets = {str(b): b for b in map(Budget.parse, budgets)}
     selectors = _selectors(loaded, specs, seed, index_dtype)
     tokens = {label: protocol.budget(budget) for label, budget in budgets.items()}
+    _check_evictors(selectors, tokens, protocol)
     pieces = cut(loaded, documents, protocol)
     known = _refuse_known_text(selectors, pieces, allow_trained_text)
     file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed))
@@ -154,7 +157,7 @@ def _configuration(loaded, selectors, documents, protocol, tokens, seed) -> dict
         "model_hash": loaded.fingerprint,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "data_hash": hash_documents(documents),
-        "methods": {name: f"{_weights_hash(s)}{s.config}" for name, s in selectors.items()},
+        "methods": {name: f"{_weights_hash(s)}{s.settings}" for name, s in selectors.items()},
         "length": protocol.length,
         "chunks": protocol.count,
         "budgets": {label: _stated_tokens(t, protocol) for label, t in tokens.items()},
@@ -176,20 +179,37 @@ def _weights_hash(selector: Selector) -> str:
     return f"{artifact.sha256} " if artifact is not None else ""
 
 
+def _check_evictors(selectors: dict[str, Selector], tokens: dict[str, int | Tensor | None], protocol: Protocol) -> None:
+    for name, selector in selectors.items():
+        if selector.permanent and protocol.simulate_prefill:
+            raise ConfigError(f"{name!r} evicts at the end of a prompt, and with --simulate-prefill there is none; leave one of the two out")
+        for label, count in tokens.items():
+            if selector.permanent and count is not None:
+                try:
+                    check_room(selector, protocol.rule, count)
+                except BudgetError as error:
+                    raise BudgetError(f"at length {protocol.length}, budget {label}: {error}") from None
+
+
 def _measure(loaded, selectors, piece: Chunk, tokens: dict[str, int | Tensor | None], rules: Rules) -> dict[str, Any]:
     """One chunk: mean NLL dense and for each method and budget, the share of tokens read, and the sums of the recall probe."""
     device = loaded.model.device
     budgets = {label: t if isinstance(t, int) else t.to(device) for label, t in tokens.items() if t is not None}
     history = sorted({p for s in selectors.values() for p in s.history})
-    scorer = Scorer(loaded, piece, rules("dense", next(iter(tokens))), history)
-    probe = RecallProbe(loaded.anatomy, selectors, budgets, rules) if budgets else None
-    nll, share = {"dense": float(scorer.nll(observe=probe)[0].mean())}, {}
+    evictors = {name: s for name, s in selectors.items() if s.permanent}
+    scorer = Scorer(loaded, piece, rules("dense", next(iter(tokens))), history, list(evictors.values()))
+    nll, share, kept = {}, {}, {}
     for name, selector in selectors.items():
         for label, budget in budgets.items():
             if selector.selects:
-                losses, seen = scorer.nll(selector, budget, rule=rules(name, label))
-                nll[f"{name}|{label}"] = float(losses.mean())
-                share[f"{name}|{label}"] = seen.read / seen.held
+                scored = scorer.scored(selector, budget, rule=rules(name, label))
+                nll[f"{name}|{label}"] = float(scored.nll.mean())
+                share[f"{name}|{label}"] = scored.read / scored.held
+                if selector.permanent:
+                    kept[name, label] = scored.kept
+    asked = {name: s for name, s in selectors.items() if not s.permanent}
+    probe = RecallProbe(loaded.anatomy, asked, budgets, rules, kept=kept) if budgets else None
+    nll["dense"] = float(scorer.scored(observe=probe).nll.mean())
     return {"nll": nll, "share": share, "recall": dict(probe.sums) if probe else {}}
 
 
@@ -209,7 +229,8 @@ def _figures(loaded, selectors, measured, pieces, tokens, protocol) -> dict[str,
         for label in tokens
         for name, selector in selectors.items()
     ]
-    return {"rows": rows, "gate": gate}
+    losses = {key: [chunk["nll"].get(key) for chunk in measured] for key in measured[0]["nll"]}
+    return {"rows": rows, "gate": gate, "losses": losses, "clusters": [piece.cluster for piece in pieces]}
 
 
 def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dict[str, Any]:
@@ -226,6 +247,7 @@ def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dic
     tokens = round(share * mean_context, 2) if share < 1 else protocol.context
     rule = None if selector.name in PLAIN else protocol.rule
     parts = bytes_per_token(anatomy, selector, tokens, protocol.context, rule)
+    kept = bytes_kept(anatomy, selector, tokens, protocol.context)
     return {
         "method": name,
         "budget": label,
@@ -241,7 +263,9 @@ def _row(loaded, name, selector, label, measured, pieces, sums, protocol) -> dic
         **recall_figures(sums, name, label),
         "bytes_per_token": parts["total"],
         "bytes": parts,
-        "state_fraction": state_fraction(anatomy, selector, protocol.context),
+        "bytes_kept": kept,
+        "kept_fraction": kept / bytes_kept(anatomy, Dense(Dense.Config(), selector.geometry), protocol.context, protocol.context),
+        "state_fraction": state_fraction(anatomy, selector, tokens if selector.permanent else protocol.context, protocol.context),
         "parameters_fraction": selector.parameter_count() / sum(p.numel() for p in loaded.model.parameters()),
         "deployable": selector.deployable,
     }
@@ -256,7 +280,7 @@ def check_gate(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         if row["mass_outside"] is None:
             continue
-        floor, ceiling = result["gate"][row["budget"]]
+        floor, ceiling = row.get("gate") or result["gate"][row["budget"]]
         if not floor - 0.01 <= row["mass_outside"] <= ceiling + 1e-6:
             raise GateError(
                 f"at budget {row['budget']} {row['method']!r} keeps {row['mass_outside']:.4f} of the attention mass, "

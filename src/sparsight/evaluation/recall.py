@@ -6,7 +6,7 @@ Sinks and the recent window are read by every method and are left out: counting 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class RecallProbe:
         An interval is left out of account: each row is asked anew.
     every : int
         Look at every n-th scored row; outputs at every 4n-th, ranks at every 16n-th: they cost more and vary less.
+    kept : mapping of (name, budget label) to what an evictor held, optional
+        `Scored.kept` of its own pass. An oracle that keeps as many rows in each place, and the mean of all choices of as many, are measured
+        beside it.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class RecallProbe:
         budgets: dict[str, int | Tensor],
         rule_of: RuleOf,
         every: int = 4,
+        kept: Mapping[tuple[str, str], Sequence[tuple[int, int, Tensor]]] | None = None,
     ) -> None:
         geometry = Geometry.of(anatomy)
         always = {name: create(name, geometry) for name in ("oracle", "random")}
@@ -52,6 +56,11 @@ class RecallProbe:
         self.budgets, self.rule_of, self.every = budgets, rule_of, every
         self.sums: dict[str, float] = defaultdict(float)
         self._previous: Tensor | None = None
+        self._kept: dict[tuple[str, str], dict[int, list[tuple[int, Tensor]]]] = {}
+        for key, seen in (kept or {}).items():
+            self._kept[key] = defaultdict(list)
+            for layer, length, positions in seen:
+                self._kept[key][layer].append((length, positions))
         self._indexes: dict[str, Index | None] = {name: s.new_index() for name, s in self.selectors.items()}
 
     def __call__(self, handler, seen: Rows, values: Tensor) -> None:
@@ -78,6 +87,10 @@ class RecallProbe:
                 each = budget if isinstance(budget, int) else budget[pick_rows][None, None]
                 chosen[name, label] = keep_mask(pick(importance, rows, each, rule), rows.visible)
             self._rank(name, importance, truth, selectable)
+        for key, layers in self._kept.items():
+            if seen.layer in layers:
+                chosen[key] = keep = held_mask(layers[seen.layer], rows.positions, rows.visible)
+                self._bounds(*key, keep & selectable, truth, selectable)
         dense = self._some_outputs(rows, values, rows.visible.expand(-1, seen.keys.shape[1], -1, -1))
         for (name, label), keep in chosen.items():
             self._mass(name, label, keep & selectable, chosen["oracle", label] & selectable, truth, selectable)
@@ -90,6 +103,15 @@ class RecallProbe:
         self.sums[f"{name}|{budget}|available"] += float((truth * selectable).sum())
         self.sums[f"{name}|{budget}|common"] += float((keep & best).sum())
         self.sums[f"{name}|{budget}|chosen"] += float(best.sum())
+
+    def _bounds(self, name, budget, keep, truth, selectable) -> None:
+        """The most attention mass that as many rows in each place can have, and the mean of all choices of as many."""
+        count, there = keep.sum(dim=-1, keepdim=True), (truth * selectable)
+        best = there.sort(dim=-1, descending=True).values.cumsum(dim=-1)
+        most = torch.where(count > 0, best.gather(-1, (count - 1).clamp_min(0)), torch.zeros_like(best[..., :1]))
+        share = count / selectable.sum(dim=-1, keepdim=True).clamp_min(1)
+        self.sums[f"{name}|{budget}|ceiling"] += float(most.sum())
+        self.sums[f"{name}|{budget}|floor"] += float((there.sum(dim=-1, keepdim=True) * share).sum())
 
     def _rank(self, name, importance, truth, selectable) -> None:
         """Hit rate at 50 % and Spearman's correlation over the selectable tokens of each row."""
@@ -111,6 +133,25 @@ class RecallProbe:
         """Attention output of every fourth row over what it keeps, float32."""
         pick = slice(3, None, 4)
         return masked_attention(rows.queries[:, :, pick], rows.keys, values, keep[:, :, pick], rows.scaling).float()
+
+
+def held_mask(held: Sequence[tuple[int, Tensor]], positions: Tensor, visible: Tensor) -> Tensor:
+    """What an evictor held when rows were computed, `(1, kv_heads, rows, tokens)` bool.
+
+    Parameters
+    ----------
+    held : sequence of (length, (kv_heads, slots) int64)
+        In order of length: all rows before that length, back to the one before, attended to these positions.
+    positions : (rows,) int64
+    visible : (1, 1, rows, tokens) bool
+    """
+    lengths = torch.tensor([length for length, _ in held])
+    kv_heads, tokens = held[0][1].shape[0], visible.shape[-1]
+    mask = torch.zeros(1, kv_heads, len(positions), tokens + 1, dtype=torch.bool, device=visible.device)
+    for row, block in enumerate(torch.searchsorted(lengths, positions.cpu(), right=True).tolist()):
+        there = held[block][1]
+        mask[0, :, row].scatter_(-1, there.masked_fill((there < 0) | (there >= tokens), tokens), True)
+    return mask[..., :tokens] & visible
 
 
 def set_of_top(values: np.ndarray, count: int) -> np.ndarray:
@@ -135,7 +176,8 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
     -------
     dict
         mass_outside, mass_of_oracle (its ratio to the oracle's), set_recall, output_error, hit_rate_50, hit_rate_50_chance, spearman; all
-        None for a method that selects nothing.
+        None for a method that selects nothing, the last three for an evictor. An evictor has also "gate": what its random choice and its
+        oracle would keep, with as many rows in each place.
     """
 
     def ratio(top: str, bottom: str) -> float | None:
@@ -143,6 +185,8 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
 
     mass = ratio(f"{name}|{budget}|mass", f"{name}|{budget}|available")
     best = ratio(f"oracle|{budget}|mass", f"oracle|{budget}|available")
+    evicts = f"{name}|{budget}|ceiling" in sums
+    bounds = [ratio(f"{name}|{budget}|{bound}", f"{name}|{budget}|available") for bound in ("floor", "ceiling")] if evicts else None
     return {
         "mass_outside": mass,
         "mass_of_oracle": mass / best if mass is not None and best else None,
@@ -150,5 +194,6 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
         "output_error": ratio(f"{name}|{budget}|error", f"{name}|{budget}|outputs"),
         "hit_rate_50": ratio(f"{name}|hits", f"{name}|half"),
         "hit_rate_50_chance": ratio(f"{name}|half", f"{name}|tokens"),
+        **({"gate": bounds} if evicts else {}),
         "spearman": ratio(f"{name}|spearman", f"{name}|rankings"),
     }

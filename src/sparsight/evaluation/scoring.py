@@ -7,18 +7,23 @@ decoding step by step (a test holds it to that). A mask saves nothing; it is onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..models import LoadedModel
 from ..ops import dense_attention, keep_mask, masked_attention
-from ..runtime import Handler, Rule, SelectingCache, attached, pick, remembered, score
+from ..runtime import Budget, Handler, Plan, Rule, SelectingCache, attached, pick, remembered, score
+from ..runtime.cache import GrowingLayer
+from ..runtime.evict import EvictRun
+from ..runtime.evicting_cache import EvictingCache, EvictingLayer, gather_attention
 from ..tokens import Dense, Geometry, Index, Rows, Selector
+from ..tokens.evictor import Evictor
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,29 @@ class Chunk:
     @property
     def length(self) -> int:
         return len(self.ids) - 1
+
+
+class PrefixPass(Handler):
+    """The dense pass over the tokens before the scored rows; keeps the last queries and the attention gathered that evictors want to know.
+
+    Attributes
+    ----------
+    watched : dict of int to (queries, gathered)
+        Layer to `(1, query_heads, recent, head_dim)` and `(1, kv_heads, prefix)` float32 or None.
+    """
+
+    def __init__(self, anatomy, evictors: Sequence[Evictor]) -> None:
+        super().__init__(anatomy)
+        self.layers = {layer for evictor in evictors for layer in evictor.layers}
+        self.recent = max((evictor.recent for evictor in evictors), default=0)
+        self.accumulates = any(evictor.accumulates for evictor in evictors)
+        self.watched: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def attend(self, layer, queries, keys, values, mask, dense):
+        if layer in self.layers:
+            gathered = gather_attention(queries, keys, self.first, self.anatomy.scaling) if self.accumulates else None
+            self.watched[layer] = queries[:, :, queries.shape[2] - min(self.recent, queries.shape[2]) :].clone(), gathered
+        return dense()
 
 
 class MaskedPass(Handler):
@@ -119,8 +147,31 @@ class MaskedPass(Handler):
         self.held += int(rows.visible.sum()) * kv_heads
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a pass over the scored rows gave.
+
+    Attributes
+    ----------
+    nll : (scored,) float32
+        Negative log-likelihood of the scored tokens in nats.
+    right : (scored,) bool
+        Whether the most likely token is the one that follows.
+    read, held : int
+        Distinct tokens read and tokens there, summed over choosing layers, KV heads and rows.
+    kept : list of (layer, length, positions)
+        Of an evictor: what each layer held when the sequence had that length, `(kv_heads, slots)` int64, -1 for empty slots.
+    """
+
+    nll: Tensor
+    right: Tensor
+    read: int
+    held: int
+    kept: list[tuple[int, int, Tensor]] = field(default_factory=list)
+
+
 class Scorer:
-    """Scores one chunk under many selectors; the dense prefix is computed once.
+    """Scores one chunk under many methods; the dense prefix is computed once.
 
     Parameters
     ----------
@@ -129,9 +180,13 @@ class Scorer:
     rule : Rule
     history : sequence of int
         Layers whose entering residual the selectors' indexes are made from (`Selector.history`).
+    evictors : sequence of Evictor
+        Those that will be scored: what they want to know of the prefix is kept.
     """
 
-    def __init__(self, loaded: LoadedModel, chunk: Chunk, rule: Rule, history: Iterable[int] = ()) -> None:
+    def __init__(
+        self, loaded: LoadedModel, chunk: Chunk, rule: Rule, history: Iterable[int] = (), evictors: Sequence[Evictor] = ()
+    ) -> None:
         self.loaded, self.chunk, self.rule = loaded, chunk, rule
         self.device = loaded.model.device
         ids = chunk.ids.to(self.device)
@@ -140,50 +195,84 @@ class Scorer:
         self._dense = Dense(Dense.Config(), Geometry.of(loaded.anatomy))
         self._cache = SelectingCache(self._dense, loaded.model.config)
         self._cache.record_past()  # each pass is taken back, and what slid out of the window with it
-        prefix = MaskedPass(loaded.anatomy, self._dense, None, rule, {})
+        prefix = PrefixPass(loaded.anatomy, evictors)
         if len(self._prefix):
             with torch.no_grad(), attached(loaded.model, prefix, history):
                 loaded.anatomy.base()(self._prefix[None], past_key_values=self._cache, use_cache=True)
         empty = torch.zeros(1, 0, loaded.anatomy.hidden_size, dtype=loaded.model.dtype, device=self.device)
         self.history = {p: prefix.residuals.get(p, empty) for p in history}
+        self._watched = prefix.watched
 
-    def nll(
+    def nll(self, *args, **kwargs) -> tuple[Tensor, Scored]:
+        """`scored`, its `nll` first."""
+        found = self.scored(*args, **kwargs)
+        return found.nll, found
+
+    def scored(
         self, selector: Selector | None = None, budget: int | Tensor | None = None, observe=None, rule: Rule | None = None
-    ) -> tuple[Tensor, MaskedPass]:
-        """Score under a selector; dense without one.
+    ) -> Scored:
+        """Score under a method; dense without one.
 
         Parameters
         ----------
         selector : Selector, optional
+            An evictor must be one of those the scorer was made for.
         budget : int or (scored,) int64, optional
             Tokens read, for all scored rows or each; dense without.
         observe : RecallProbe, optional
         rule : Rule, optional
-            In place of the scorer's.
-
-        Returns
-        -------
-        nll : (scored,) float32
-            Negative log-likelihood of the scored tokens in nats.
-        pass : MaskedPass
-            With the counts of what was read.
+            In place of the scorer's; without effect on evictors, which have settings of their own.
 
         Raises
         ------
         ModelError
             If the logits are NaN.
+        BudgetError
+            If an evictor's budget does not hold what it always keeps.
         """
+        if selector is not None and selector.permanent and budget is not None:
+            return self._evicted(selector, budget)
         selector = selector or self._dense
         handler = MaskedPass(self.loaded.anatomy, selector, budget, rule or self.rule, self.history, observe)
         producers = selector.producers if observe is None else observe.producers
         with torch.no_grad(), attached(self.loaded.model, handler, producers):
-            hidden = self.loaded.anatomy.base()(
-                self._rows[None], past_key_values=self._cache, use_cache=True
-            ).last_hidden_state
-            logits = self.loaded.model.get_output_embeddings()(hidden[0]).float()
+            hidden = self._forward(self._rows, self._cache)
             self._cache.crop(-len(self._rows))
+        return self._outcome(hidden, selector, handler.read, handler.held)
+
+    def _evicted(self, evictor: Evictor, budget: int) -> Scored:
+        """The scored rows as real decoding computes them: no row goes before `every` more have come, so these run together."""
+        if not isinstance(budget, int) or not len(self._prefix):
+            raise ConfigError(f"{evictor.name!r} evicts after a prompt, so the prompt cannot be scored as if it were decoded; leave that out")
+        anatomy, every = self.loaded.anatomy, evictor.config.every
+        cache = EvictingCache(evictor, self.loaded.model.config)
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        plan = Plan(evictor, Budget(budget))
+        for i, layer in enumerate(cache.layers):
+            full = self._cache.layers[i]
+            if isinstance(layer, EvictingLayer):
+                queries, gathered = self._watched[i]
+                layer.start(full.keys, full.values, queries, first, gathered)
+                layer.evict(plan.tokens([len(self._prefix) + 1]), first, anatomy.scaling)
+            elif isinstance(layer, GrowingLayer):
+                layer.update(full.keys, full.values)
+            else:
+                cache.layers[i] = deepcopy(full)
+        kept: list[tuple[int, int, Tensor]] = []
+        run = EvictRun(anatomy, plan, self.loaded.model.config, lambda length, layer, held: kept.append((layer, length, held[0, :, 0])))
+        with torch.no_grad(), attached(self.loaded.model, run):
+            hidden = torch.cat([self._forward(rows, cache) for rows in self._rows.split(every)])
+        return self._outcome(hidden, evictor, run.tokens_read, run.tokens_held, kept)
+
+    def _forward(self, rows: Tensor, cache) -> Tensor:
+        return self.loaded.anatomy.base()(rows[None], past_key_values=cache, use_cache=True).last_hidden_state[0]
+
+    def _outcome(self, hidden: Tensor, selector: Selector, read: int, held: int, kept=()) -> Scored:
+        with torch.no_grad():
+            logits = self.loaded.model.get_output_embeddings()(hidden).float()
         if torch.isnan(logits).any():
             raise ModelError(
                 f"{self.loaded.name} gave NaN logits under {selector.name!r}; its weights are damaged or the dtype overflows"
             )
-        return F.cross_entropy(logits, self._targets, reduction="none").cpu(), handler
+        losses = F.cross_entropy(logits, self._targets, reduction="none").cpu()
+        return Scored(losses, (logits.argmax(dim=-1) == self._targets).cpu(), read, held, list(kept))

@@ -10,10 +10,16 @@ class GrowingTensor:
 
     `torch.cat` would read and write the whole cache for every generated token, which is the traffic this package exists to avoid.
     Capacity grows by half, so a row is copied a constant number of times on average.
+
+    Parameters
+    ----------
+    room : int
+        Rows that the first ones are known to be followed by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
         self._storage: Tensor | None = None
+        self._room = room
         self.length = 0
 
     @property
@@ -33,7 +39,7 @@ class GrowingTensor:
         needed = self.length + new
         if self._storage is None or self._storage.shape[2] < needed:
             # An exact first allocation keeps a prefill that is never followed by decoding at its own size.
-            capacity = needed if self._storage is None else max(needed, self._storage.shape[2] * 3 // 2 + 16)
+            capacity = needed + self._room if self._storage is None else max(needed, self._storage.shape[2] * 3 // 2 + 16)
             grown = rows.new_empty(batch, heads, capacity, width)
             if self._storage is not None:
                 grown[:, :, : self.length] = self.view

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 MISSING = "–"
-_HEADINGS = ("Δ NLL\n(nats)", "mass\nkept", "oracle's\nset", "read a\ntoken", "state\n/ KV", "weights\n/ model")
+_HEADINGS = ("Δ NLL\n(nats)", "mass\nkept", "oracle's\nset", "read a\ntoken", "cache\nkept", "weights\n/ model")
 
 
 def evaluation_table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -79,7 +79,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
         _share(row.get("mass_outside"), 1),
         _share(row.get("set_recall"), 1),
         human_bytes(row.get("bytes_per_token")),
-        _share(row.get("state_fraction"), 2),
+        _share(row.get("kept_fraction"), 1),
         _share(row.get("parameters_fraction"), 2),
     ]
 
@@ -112,6 +112,7 @@ def _caption(rows: list[Mapping[str, Any]]) -> str:
         "mass kept: of dense attention outside sinks and window, on tokens read\n"
         "oracle's set: share of the oracle's tokens that are read too\n"
         "read a token: weights, KV cache and predictor, to decode one token\n"
-        "state and weights: what the predictor keeps beside the cache, and its own"
+        "cache kept: with what a method keeps beside it, of all keys and values\n"
+        "weights: the predictor's own"
         + ("\n* looks at what it saves: a ceiling, not a method" if blind else "")
     )

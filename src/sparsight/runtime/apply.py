@@ -15,6 +15,7 @@ from ..ops import UNUSED, gathered_attention
 from ..tokens import Geometry, Rows
 from .attention import Handler, attached
 from .cache import Choice, SelectingCache, adopt
+from .evict import EvictRun
 from .plan import Plan
 from .rule import choose, pick, remembered, score
 
@@ -136,7 +137,7 @@ def check_fits(model: LoadedModel | Any, plan: Plan) -> tuple[Any, Anatomy]:
 
 
 @contextmanager
-def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None) -> Iterator[DecodeRun]:
+def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None) -> Iterator[DecodeRun | EvictRun]:
     """Put a model under a plan for the duration of a `with` block.
 
     Parameters
@@ -148,7 +149,7 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
 
     Yields
     ------
-    DecodeRun
+    DecodeRun or, for an evictor, EvictRun
         Counts of what was read.
 
     Raises
@@ -164,6 +165,6 @@ def apply(model: LoadedModel | Any, plan: Plan, observer: Observer | None = None
     ...     model.model.generate(**inputs)
     """
     network, anatomy = check_fits(model, plan)
-    run = DecodeRun(anatomy, plan, network.config, observer)
+    run = (EvictRun if plan.selector.permanent else DecodeRun)(anatomy, plan, network.config, observer)
     with torch.no_grad(), attached(network, run, plan.selector.producers):
         yield run

@@ -216,24 +216,25 @@ class SelectingCache(Cache):
 
 
 def held_bytes(cache: Cache | None) -> int:
-    """Bytes of keys and values that a cache of transformers or a `SelectingCache` holds now; spare room is not counted."""
+    """Bytes of keys and values that a cache of transformers or of this package holds now; spare room is not counted."""
     held = [layer for layer in cache.layers if layer.is_initialized] if cache is not None else []
-    return sum(t.numel() * t.element_size() for layer in held for t in (layer.keys, layer.values))
+    plain = [t for layer in held for t in (layer.keys, layer.values) if not hasattr(layer, "nbytes")]
+    return sum(t.numel() * t.element_size() for t in plain) + sum(getattr(layer, "nbytes", 0) for layer in held)
 
 
-def adopt(cache: Cache | None, selector: Selector, config) -> SelectingCache:
-    """The cache to run with: a new one in place of none or of an empty one; one of this selector as it is.
+def adopt(cache: Cache | None, selector: Selector, config, kind: type = SelectingCache) -> Cache:
+    """The cache to run with: a new one of `kind` in place of none or of an empty one; one of this selector as it is.
 
     Raises
     ------
     ModelError
         If the cache already holds tokens that this selector has no importance keys of.
     """
-    if isinstance(cache, SelectingCache) and cache.selector is selector:
+    if isinstance(cache, kind) and cache.selector is selector:
         return cache
     if cache is not None and cache.get_seq_length() > 0:
         raise ModelError(
             f"the KV cache passed in ({type(cache).__name__}) holds tokens written without this plan; "
             "start with an empty cache, or continue under the plan that filled it"
         )
-    return SelectingCache(selector, config)
+    return kind(selector, config)

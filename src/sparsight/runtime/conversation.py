@@ -11,6 +11,7 @@ from ..models import LoadedModel
 from .apply import Observer
 from .decoder import DecoderSequence
 from .encode import check_chat, encode_chat
+from .evicting_cache import EvictingCache
 from .generate import decode
 from .generation import Decoding, Generation
 from .plan import Plan
@@ -163,7 +164,7 @@ class Conversation:
 
 def _removable(cache: Cache | DecoderSequence) -> int:
     """How many of the last tokens the cache can forget."""
-    if isinstance(cache, DecoderSequence):
+    if isinstance(cache, (DecoderSequence, EvictingCache)):
         return cache.removable
     full = any(getattr(layer, "sliding_window", None) is not None and layer.get_seq_length() >= layer.sliding_window for layer in cache.layers)
     return 0 if full else cache.get_seq_length()

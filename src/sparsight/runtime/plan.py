@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from ..errors import BudgetError, ConfigError
@@ -90,13 +90,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.rule.check(self.selector)
+        if self.selector.permanent and replace(self.rule, sinks=Rule.sinks, window=Rule.window) != Rule():
+            raise ConfigError(
+                f"{self.selector.name!r} evicts: interval, neighbours, pages and thresholds are for methods that choose at every step; "
+                "leave them out"
+            )
         if self.rule.per_query_head:
             raise ConfigError("a choice a query head is for scoring only (evaluate); generation reads keys and values a KV head")
         if not self.budgets:
             raise ConfigError("a plan needs a budget; give one, or one for each sequence of the batch")
         for budget in self.budgets:
             if isinstance(budget.value, int):
-                self.rule.check_room(budget.value)
+                self.check_room(budget.value)
             elif self.rule.pages and budget.value > self.rule.page_share:
                 raise ConfigError(
                     f"page-share {self.rule.page_share} keeps fewer tokens than the budget {budget} reads; "
@@ -127,5 +132,27 @@ class Plan:
         tokens = [self.budgets[row // beams].while_generating(length) for row, length in enumerate(lengths)]
         for count, length in zip(tokens, lengths, strict=True):
             if count < length:
-                self.rule.check_room(count)
+                self.check_room(count)
         return tokens
+
+    def check_room(self, tokens: int) -> int:
+        """Return `tokens`, a budget that applies, if it holds what is always read, one chosen token, and what an evictor lets come in between.
+
+        Raises
+        ------
+        BudgetError
+        """
+        return check_room(self.selector, self.rule, tokens)
+
+
+def check_room(selector: Selector, rule: Rule, tokens: int) -> int:
+    """`Plan.check_room` without a plan."""
+    if not selector.permanent:
+        return rule.check_room(tokens)
+    if tokens < selector.least:
+        c = selector.config
+        raise BudgetError(
+            f"a budget of {tokens} tokens is below the {selector.least} that {selector.name!r} needs: {c.sinks} sinks + {c.window} recent "
+            f"+ 1 chosen + {c.every} until the next eviction; raise --budget or set {selector.name}:every=1"
+        )
+    return tokens

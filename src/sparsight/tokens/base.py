@@ -7,7 +7,7 @@ there; nothing else has to be touched.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -133,6 +133,10 @@ class Selector(nn.Module):
     """Whether importance is in the scale of attention logits, so that it can be compared with a threshold."""
     has_pages: ClassVar[bool] = False
     """Whether `page_candidates` gives something."""
+    wraps: ClassVar[bool] = False
+    """Whether it goes around an evictor: `NAME+EVICTOR`."""
+    permanent: ClassVar[bool] = False
+    """Whether what is not chosen is gone for good: an evictor (`evictor.Evictor`)."""
     deployable: ClassVar[bool] = True
     """False for oracles, which look at what they are meant to save."""
 
@@ -140,6 +144,11 @@ class Selector(nn.Module):
         super().__init__()
         self.config = config
         self.geometry = geometry
+
+    @property
+    def settings(self) -> str:
+        """All settings in one line, for what a number depends on."""
+        return str(self.config)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -203,14 +212,43 @@ def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
     Parameters
     ----------
     name : str
+        `METHOD`, or `WRAPPER+METHOD` for a wrapper around an evictor.
     geometry : Geometry
     **settings
-        Fields of the method's config.
+        Fields of the method's config; of a wrapper and its base together.
     """
-    selector = method(name)(make_config(name, settings), geometry)
+    outer, plus, inner = name.partition("+")
+    cls = method(outer)
+    if cls.wraps != bool(plus):
+        bases = [known for known, other in methods().items() if other.permanent and not other.wraps]
+        raise ConfigError(
+            f"{outer!r} goes around an evictor; write {outer}+{bases[0]} (or +{', +'.join(bases[1:])})"
+            if cls.wraps
+            else f"{outer!r} goes around no other method, but {name!r} asks for that; write {outer}, or kvcrush+{inner}"
+        )
+    if cls.wraps:
+        if not method(inner).permanent or method(inner).wraps:
+            raise ConfigError(f"{outer!r} goes around an evictor, and {inner!r} is none; see `sparsight info` for those there are")
+        own = {f.name for f in dataclasses.fields(cls.Config)}
+        base = create(inner, geometry, **{key: value for key, value in settings.items() if key not in own})
+        selector = cls(make_config(outer, {key: value for key, value in settings.items() if key in own}), geometry, base)
+        selector.name = name
+    else:
+        selector = cls(make_config(name, settings), geometry)
     if selector.selects and not selector.layers:
         raise ConfigError(f"{name!r} has nothing to choose: no layer of this model but the first attends over the whole context")
     return selector
+
+
+def typed_settings(name: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """`Registry.typed_settings`, for a wrapper those of both."""
+    outer, _, inner = name.partition("+")
+    if not inner:
+        return REGISTRY.typed_settings(name, pairs)
+    own = {f.name for f in dataclasses.fields(method(outer).Config)}
+    of_outer = [pair for pair in pairs if pair.partition("=")[0].strip() in own]
+    rest = [pair for pair in pairs if pair not in of_outer]
+    return {**REGISTRY.typed_settings(inner, rest), **REGISTRY.typed_settings(outer, of_outer)}
 
 
 def stacked_parameter(*shape: int) -> nn.Parameter:

@@ -14,7 +14,7 @@ from ..artifacts import KIND, Artifact, load_artifact, place, restore, save_arti
 from ..errors import ArtifactError, ConfigError
 from ..models import LoadedModel
 from ..ops import INDEX_DTYPES
-from .base import REGISTRY, Geometry, Selector, create, make_config, method
+from .base import REGISTRY, Geometry, Selector, create, make_config, method, typed_settings
 
 
 def save_pretrained(
@@ -155,11 +155,11 @@ def resolve(spec: str, loaded: LoadedModel, index_dtype: str | None = None) -> S
         If there is no predictor of this method for this model, or the folder is not one.
     """
     name, settings, folder = REGISTRY.parse(spec)
-    cls = method(name)
+    cls = method(name.partition("+")[0])
     if not cls.learned:
         if folder is not None:
             raise ConfigError(f"method {name!r} has no weights, but {spec!r} gives a folder; write --select {name}")
-        chosen = create(name, Geometry.of(loaded.anatomy), **REGISTRY.typed_settings(name, settings))
+        chosen = create(name, Geometry.of(loaded.anatomy), **typed_settings(name, settings))
         return chosen.to(loaded.model.device).requires_grad_(False).eval()
     if settings:
         raise ConfigError(
