@@ -152,7 +152,7 @@ def test_several_tokens_behind_a_prompt_see_what_is_left_and_each_other(tiny):
     torch.testing.assert_close(together, one_by_one, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("prompt", [40, 25])
+@pytest.mark.parametrize("prompt", [39, 25])
 def test_gathered_attention_is_what_full_attention_weights_sum_to(prompt, tiny):
     """Of a prompt and of the steps behind it, against the weights that transformers itself returns."""
     evictor, ids = make(tiny, "h2o"), text(40)
