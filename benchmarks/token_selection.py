@@ -56,8 +56,8 @@ class Experiment:
     def protocol(self) -> Protocol:
         """How text is scored."""
         rule = replace(PAPER_RULE if self.paper else Rule(), **{k: v for k, v in self.settings if k in RULE_SETTINGS})
-        thresholds = dict(self.settings).get("thresholds", False)
-        return Protocol(self.length, self.chunks, rule=rule, simulate_prefill=self.paper, thresholds=thresholds)
+        adaptive = dict(self.settings).get("adaptive")
+        return Protocol(self.length, self.chunks, rule=rule, simulate_prefill=self.paper, adaptive=adaptive)
 
 
 RULE_SETTINGS = ("interval", "neighbours")
@@ -75,7 +75,7 @@ EXPERIMENTS = (
     Experiment("interval-16", TEST, 1024, 64, SERVED, EIGHTH, settings=(("interval", 16),)),
     Experiment("neighbours-1", TEST, 1024, 64, SERVED, EIGHTH, settings=(("neighbours", 1),)),
     Experiment("interval-4-neighbours-3", TEST, 1024, 64, SERVED, EIGHTH, settings=(("interval", 4), ("neighbours", 3))),
-    Experiment("thresholds", TEST, 1024, 64, ("oracle", *SERVED), EIGHTH, settings=(("thresholds", True),)),
+    Experiment("thresholds", TEST, 1024, 64, ("oracle", *SERVED), EIGHTH, settings=(("adaptive", "thresholds"),)),
     Experiment("gemma", TEST, 1024, 64, ALL, ("1/4", "1/8", "1/16"), model="gemma3-270m"),
     Experiment("gemma-paper", TEST, 1024, 6, PAPER, PAPER_BUDGETS, model="gemma3-270m", paper=True),
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .models import load
     from .runtime import Budget, Conversation, Plan, Rule, apply, generate
     from .tokens.pretrained import from_pretrained, resolve, save_pretrained
-    from .training import calibrate_thresholds, train_predictor
+    from .training import calibrate_adaptive, train_predictor
 
     __version__: str
 
@@ -34,7 +34,7 @@ _HOME = {
     "Protocol": ".evaluation",
     "Rule": ".runtime",
     "apply": ".runtime",
-    "calibrate_thresholds": ".training",
+    "calibrate_adaptive": ".training",
     "evaluate": ".evaluation",
     "from_pretrained": ".tokens.pretrained",
     "generate": ".runtime",
@@ -53,7 +53,7 @@ __all__ = [
     "SparsightError",
     "__version__",
     "apply",
-    "calibrate_thresholds",
+    "calibrate_adaptive",
     "evaluate",
     "from_pretrained",
     "generate",

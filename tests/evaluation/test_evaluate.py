@@ -27,7 +27,7 @@ def documents():
 
 def run(stories, documents, **settings):
     settings = {"length": 160, "count": 4, "budgets": ["1/4", "48"], **settings}
-    how = {key: settings.pop(key) for key in ("length", "count", "simulate_prefill", "thresholds") if key in settings}
+    how = {key: settings.pop(key) for key in ("length", "count", "simulate_prefill", "adaptive") if key in settings}
     protocol = Protocol(**{"rule": settings.pop("rule", Rule(sinks=2, window=8)), **how})
     return evaluate(stories, settings.pop("specs", SPECS), documents, protocol, **settings)
 

@@ -121,7 +121,7 @@ def test_simulated_prefill_depends_on_nothing_later(name, tiny, ready_selector, 
 
 def test_the_paper_rule_is_a_choice_a_query_head_with_four_sinks_and_no_window():
     assert (PAPER_RULE.sinks, PAPER_RULE.window, PAPER_RULE.per_query_head) == (4, 0, True)
-    assert (PAPER_RULE.neighbours, PAPER_RULE.interval, PAPER_RULE.thresholds) == (0, 1, None)
+    assert (PAPER_RULE.neighbours, PAPER_RULE.interval, PAPER_RULE.adaptive) == (0, 1, None)
 
 
 def test_a_budget_of_everything_is_dense():
@@ -174,7 +174,7 @@ def test_defaults_leave_no_trace_in_a_configuration(stories, documents):
     ("settings", "told"),
     [
         ({"rule": PAPER_RULE, "simulate_prefill": True}, {"per_query_head": True, "simulate_prefill": True}),
-        ({"thresholds": True}, {"thresholds": True}),
+        ({"adaptive": "thresholds"}, {"adaptive": "thresholds"}),
         ({"rule": Rule(2, 4, neighbours=1, interval=2)}, {"neighbours": 1, "interval": 2}),
     ],
     ids=["paper", "thresholds", "rule"],
@@ -214,7 +214,7 @@ def test_thresholds_are_calibrated_for_what_gives_scores_and_the_rest_keeps_its_
 ):
     save_pretrained(tmp_path / "lowrank", ready_selector("lowrank", stories), stories)
     specs = {"lowrank": f"lowrank={tmp_path / 'lowrank'}", "quest": "quest:page_size=4", "random": "random"}
-    protocol = Protocol(96, 2, rule=Rule(2, 4), thresholds=True)
+    protocol = Protocol(96, 2, rule=Rule(2, 4), adaptive="thresholds")
     by_count = {row["method"]: row for row in run(stories, specs, documents, Protocol(96, 2, rule=Rule(2, 4)))["rows"]}
     notes = []
     by_cut = run(stories, specs, documents, protocol, progress=lambda done, total, note: notes.append(note))
@@ -233,13 +233,13 @@ def test_thresholds_are_calibrated_for_what_gives_scores_and_the_rest_keeps_its_
 @pytest.mark.parametrize("simulate", [False, True])
 def test_thresholds_are_calibrated_on_the_rows_that_are_scored(simulate, stories, documents, monkeypatch):
     module, told = sys.modules["sparsight.evaluation.protocol"], []
-    original = module.calibrate_thresholds
+    original = module.calibrate_adaptive
     monkeypatch.setattr(
         module,
-        "calibrate_thresholds",
+        "calibrate_adaptive",
         lambda *what, every_row, **how: told.append(every_row) or original(*what, every_row=every_row, **how),
     )
-    protocol = Protocol(96, 2, rule=Rule(2, 4), thresholds=True, simulate_prefill=simulate)
+    protocol = Protocol(96, 2, rule=Rule(2, 4), adaptive="thresholds", simulate_prefill=simulate)
     row = run(stories, ["oracle"], documents, protocol)["rows"][1]
     assert told == [simulate]
     mean = protocol.budget(Budget.parse("1/4"))

@@ -95,7 +95,7 @@ def test_masked_pass_cuts_at_thresholds_as_decoding_does(name, settings, tiny, r
     selector = ready_selector(name, tiny)
     read = []
     for cut in (-0.02, 0.02):
-        rule = Rule(**{"sinks": 2, "window": 4, **settings, "thresholds": thresholds(selector, cut)})
+        rule = Rule(**{"sinks": 2, "window": 4, **settings, "adaptive": thresholds(selector, cut)})
         read.append(assert_scored_as_decoded(tiny, selector, chunk, Budget(11), rule))
     assert read[0] > read[1] + 0.5, "a higher cut-off reads less"
 

@@ -53,7 +53,7 @@ def decode(loaded, ids, plan, padding=(0, 0)):
         ({"interval": 0}, ["interval", "got 0"]),
         ({"interval": 5, "window": 4}, ["interval", "window of 4", "got 5"]),
         ({"interval": 2, "window": 0}, ["interval", "window of 0", "got 2"]),
-        ({"interval": 2, "thresholds": Thresholds({}, "1/8")}, ["thresholds", "interval"]),
+        ({"interval": 2, "adaptive": Thresholds({}, "1/8")}, ["thresholds", "interval"]),
     ],
 )
 def test_bad_settings_are_one_clear_line(settings, parts):
@@ -79,17 +79,17 @@ def test_a_budget_without_room_to_choose_is_one_clear_line():
 
 def test_thresholds_want_scores_and_every_layer():
     cuts = uniform_cuts(ready("lowrank"), 0.0)
-    Rule(thresholds=cuts).check(ready("lowrank"))
+    Rule(adaptive=cuts).check(ready("lowrank"))
     for name in ("quest", "random", "streaming", "previous-layer-oracle"):
         Rule().check(ready(name))
         with pytest.raises(ConfigError, match=f"'{name}' gives ranks.*top-k") as caught:
-            Rule(thresholds=cuts).check(ready(name))
+            Rule(adaptive=cuts).check(ready(name))
         assert "\n" not in str(caught.value)
         with pytest.raises(ConfigError, match="gives ranks"):
-            Plan(ready(name), Budget(50), Rule(thresholds=cuts))
+            Plan(ready(name), Budget(50), Rule(adaptive=cuts))
     few = Thresholds({1: cuts.cuts[1], 4: cuts.cuts[4]}, "1/8")
     with pytest.raises(ConfigError, match="lack layer 2, where 'lowrank' chooses") as caught:
-        Plan(ready("lowrank"), Budget(50), Rule(thresholds=few))
+        Plan(ready("lowrank"), Budget(50), Rule(adaptive=few))
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +180,7 @@ def test_padding_is_never_read_and_changes_nothing(settings, budget, tiny, ready
 def test_thresholds_read_what_is_above_them_besides_sinks_and_window():
     model, selector = FakeModel(padding=3), ready("oracle")
     rows = model.rows(selector, 2, torch.tensor([16, 20, 47]))
-    rule = Rule(sinks=2, window=4, thresholds=Thresholds({2: torch.tensor([0.1, -0.4])}, "test"))
+    rule = Rule(sinks=2, window=4, adaptive=Thresholds({2: torch.tensor([0.1, -0.4])}, "test"))
     indices = choose(selector, rows, 12, rule)
     importance = selector.importance(rows).double()
     read = []
@@ -200,7 +200,7 @@ def test_thresholds_read_what_is_above_them_besides_sinks_and_window():
 def test_thresholds_never_leave_a_row_with_nothing_to_read():
     model, selector = FakeModel(), ready("oracle")
     rows = model.rows(selector, 2, torch.tensor([20, 47]))
-    rule = Rule(sinks=0, window=0, thresholds=uniform_cuts(selector, 100.0))
+    rule = Rule(sinks=0, window=0, adaptive=uniform_cuts(selector, 100.0))
     indices = choose(selector, rows, 12, rule)
     assert ((indices != UNUSED).sum(dim=-1) == 1).all()
     assert torch.equal(indices[..., 0], selector.importance(rows).argmax(dim=-1))
@@ -210,7 +210,7 @@ def test_thresholds_leave_whole_what_the_budget_covers():
     """A short sequence is read whole alone, so it is in a batch, whatever the thresholds say."""
     model, selector = FakeModel(padding=28), ready("oracle")
     rows = model.rows(selector, 2, torch.tensor([47]))
-    rule = Rule(sinks=2, window=4, thresholds=uniform_cuts(selector, 100.0))
+    rule = Rule(sinks=2, window=4, adaptive=uniform_cuts(selector, 100.0))
     indices = choose(selector, rows, torch.tensor([20, 30])[:, None, None], rule)
     assert ((indices != UNUSED).sum(dim=-1).flatten(1) == torch.tensor([[20], [6]])).all()
 

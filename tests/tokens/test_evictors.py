@@ -63,8 +63,6 @@ def test_everything_stays_where_it_fits(name, settings):
 @every_evictor
 def test_a_sequence_of_a_batch_keeps_what_it_keeps_alone(name, settings):
     chosen, both = evictor(name, **settings), prompt()
-    if settings.get("representatives") in ("random", "kmeans"):
-        return  # drawn for the batch
     alone = dataclasses.replace(
         both, **{key: getattr(both, key)[1:] for key in ("keys", "positions", "gathered", "queries", "first")}
     )

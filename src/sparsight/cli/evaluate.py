@@ -44,8 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="TokenButler's protocol: score every row as a decode step, a choice a query head, 4 sinks, no window",
     )
     parser.add_argument(
-        "--thresholds", action="store_true", help="cut importance at calibrated thresholds instead of counting tokens"
+        "--adaptive",
+        choices=("thresholds", "top-p", "heads"),
+        help="budgets that adapt, calibrated to the same total: a cut-off a head, one share of the attention for all, or fixed shares of heads",
     )
+    parser.add_argument("--thresholds", action="store_true", help="the same as --adaptive thresholds")
     add_seed_option(parser, "seed of the method 'random'")
     parser.add_argument("--allow-trained-text", action="store_true", help="even on text a predictor was trained on")
     parser.add_argument("--json", metavar="OUT", help="result file: reused if finished, resumed if partial")
@@ -75,9 +78,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--select names no method; give one or more, such as --select oracle foresight random")
     rule = replace(PAPER_RULE if args.simulate_prefill else Rule(), neighbours=args.neighbours)
     rule = replace(rule, interval=args.interval, pages=args.pages, page_share=args.page_share)
-    protocol = Protocol(
-        args.length, args.chunks, rule=rule, simulate_prefill=args.simulate_prefill, thresholds=args.thresholds
-    )
+    if args.thresholds and args.adaptive not in (None, "thresholds"):
+        raise ConfigError(f"--thresholds and --adaptive {args.adaptive} were given; use one of the two")
+    adaptive = "thresholds" if args.thresholds else args.adaptive
+    protocol = Protocol(args.length, args.chunks, rule=rule, simulate_prefill=args.simulate_prefill, adaptive=adaptive)
     documents = read_documents(args.text)
     loaded = load_model(args)
     with bar("evaluating") as update:
@@ -109,8 +113,8 @@ def _run_units(args: argparse.Namespace) -> int:
     from .options import DEFAULT_BUDGET, DEFAULT_SPARSITY, load_model
     from .progress import bar
 
-    if args.simulate_prefill or args.thresholds:
-        raise ConfigError("--simulate-prefill and --thresholds are for choosing tokens; leave them out with --units")
+    if args.simulate_prefill or args.thresholds or args.adaptive:
+        raise ConfigError("--simulate-prefill, --adaptive and --thresholds are for choosing tokens; leave them out with --units")
     if args.tasks:
         return _run_tasks(args)
     if not args.text:

@@ -49,7 +49,8 @@ def evaluate(
     allow_trained_text: bool = False,
     result: str | Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+    shard: tuple[int, int] | None = None,
+) -> dict[str, Any] | None:
     """Score evenly spread chunks of text, dense and under each selector, and measure what each chooses.
 
     Parameters
@@ -71,10 +72,12 @@ def evaluate(
         Result file: reused if complete for the same configuration, resumed if partial.
     progress : callable, optional
         progress(chunks done, chunks, note)
+    shard : (int, int), optional
+        (i, n): of n processes that share a result file this is number i, from 0, and scores every n-th chunk.
 
     Returns
     -------
-    dict
+    dict, or None for a shard while chunks of others are missing
         "rows" (see `_row`), "gate" (attention mass of random and oracle at each budget; with thresholds the oracle has its own, and evictors
         are held against an oracle of the same allocation), "losses" (nats of each chunk, by "METHOD|BUDGET") with the "clusters" of the chunks
         for paired differences, "configuration" and "configuration_hash".
@@ -92,7 +95,8 @@ def evaluate(
     _check_evictors(selectors, tokens, protocol)
     pieces = cut(loaded, documents, protocol)
     known = _refuse_known_text(selectors, pieces, allow_trained_text)
-    file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed))
+    number, shards = _checked_shard(shard, result)
+    file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed), number if shards > 1 else None)
     if (finished := file.finished()) is not None:
         check_gate(finished)
         return finished
@@ -101,9 +105,11 @@ def evaluate(
     for i, piece in enumerate(pieces):
         if progress is not None:
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
-        if i not in done:
+        if i not in done and i % shards == number:
             done[i] = _measure(loaded, selectors, piece, tokens, rules)
             file.add(i, done[i])
+    if shards > 1 and len(done := file.chunks_done()) < len(pieces):
+        return None
     outcome = file.finish(
         {
             **_figures(loaded, selectors, [done[i] for i in range(len(pieces))], pieces, tokens, protocol),
@@ -113,6 +119,15 @@ def evaluate(
     )
     check_gate(outcome)
     return outcome
+
+
+def _checked_shard(shard: tuple[int, int] | None, result: str | Path | None) -> tuple[int, int]:
+    number, shards = shard or (0, 1)
+    if not 0 <= number < shards:
+        raise ConfigError(f"shard {number} of {shards} does not exist; shards count from 0")
+    if shards > 1 and result is None:
+        raise ConfigError("processes share their work through a result file; give one")
+    return number, shards
 
 
 def versions() -> dict[str, str]:
@@ -200,13 +215,14 @@ def _measure(loaded, selectors, piece: Chunk, tokens: dict[str, int | Tensor | N
     scorer = Scorer(loaded, piece, rules("dense", next(iter(tokens))), history, list(evictors.values()))
     nll, share, kept = {}, {}, {}
     for name, selector in selectors.items():
-        for label, budget in budgets.items():
-            if selector.selects:
-                scored = scorer.scored(selector, budget, rule=rules(name, label))
-                nll[f"{name}|{label}"] = float(scored.nll.mean())
-                share[f"{name}|{label}"] = scored.read / scored.held
-                if selector.permanent:
-                    kept[name, label] = scored.kept
+        if selector.permanent:
+            found = dict(zip(budgets, scorer.evicted(selector, list(budgets.values())), strict=True))
+            kept |= {(name, label): scored.kept for label, scored in found.items()}
+        else:
+            wanted = budgets if selector.selects else {}
+            found = {label: scorer.scored(selector, budget, rule=rules(name, label)) for label, budget in wanted.items()}
+        nll |= {f"{name}|{label}": float(scored.nll.mean()) for label, scored in found.items()}
+        share |= {f"{name}|{label}": scored.read / scored.held for label, scored in found.items()}
     asked = {name: s for name, s in selectors.items() if not s.permanent}
     probe = RecallProbe(loaded.anatomy, asked, budgets, rules, kept=kept) if budgets else None
     nll["dense"] = float(scorer.scored(observe=probe).nll.mean())

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import BudgetError, ConfigError, TextError
 from ..models import LoadedModel
-from ..runtime import Budget, Rule
+from ..runtime import KINDS, Budget, Rule
 from ..runtime.rule import NO_INTERVAL
 from ..tokens import Geometry, create
+from ..training.adaptive import calibrate_adaptive
 from ..training.text import Document, token_stream
-from ..training.thresholds import calibrate_thresholds
 from ..training.windows import chunks
 from .scoring import Chunk
 
@@ -37,8 +37,8 @@ class Protocol:
     simulate_prefill : bool
         Mask every row as if it were a decode step, each with its budget of what it sees (arXiv:2503.07518's way: nothing is prefilled
         densely). Only so do short texts, which are mostly prompt, say anything about selection.
-    thresholds : bool
-        Cut importance at thresholds calibrated on the text that comes with the package, instead of a fixed count.
+    adaptive : {"thresholds", "top-p", "heads"}, optional
+        Budgets that adapt to rows or heads, calibrated on the text that comes with the package, instead of the same count for all.
     """
 
     length: int = 1024
@@ -46,10 +46,12 @@ class Protocol:
     scored: int = 256
     rule: Rule = Rule()
     simulate_prefill: bool = False
-    thresholds: bool = False
+    adaptive: str | None = None
 
     def __post_init__(self) -> None:
-        if self.thresholds and self.rule.interval > 1:
+        if self.adaptive is not None and self.adaptive not in KINDS:
+            raise ConfigError(f"adaptive budgets are one of {', '.join(KINDS)}, got {self.adaptive!r}")
+        if self.adaptive and self.rule.interval > 1:
             raise ConfigError(NO_INTERVAL)
 
     @property
@@ -85,7 +87,7 @@ class Protocol:
         for key in ("neighbours", "interval", "pages", "page_share", "per_query_head"):
             if (value := getattr(self.rule, key)) != getattr(Rule(), key):
                 told[key] = value
-        return {**told, **{key: True for key in ("simulate_prefill", "thresholds") if getattr(self, key)}}
+        return {**told, **{key: getattr(self, key) for key in ("simulate_prefill", "adaptive") if getattr(self, key)}}
 
 
 PAPER_RULE = Rule(sinks=4, window=0, per_query_head=True)
@@ -104,16 +106,17 @@ class Rules:
         self._rule = protocol.rule
         self._plainly = {*PLAIN, *(name for name, selector in selectors.items() if selector.name in PLAIN)}
         self._cut: dict[tuple[str, str], Rule] = {}
-        if protocol.thresholds:
+        if protocol.adaptive:
             oracle = {"oracle": create("oracle", Geometry.of(loaded.anatomy))}
             for name, selector in {**oracle, **selectors}.items():
                 for label, budget in budgets.items():
                     if selector.scores_logits and budget.at(protocol.length) < protocol.length:
                         rule = self._plain if name in self._plainly else self._rule
-                        cuts = calibrate_thresholds(
-                            loaded, selector, protocol.length, budget, rule, every_row=protocol.simulate_prefill, progress=progress
+                        adaptive = calibrate_adaptive(
+                            loaded, selector, protocol.length, budget, rule, kind=protocol.adaptive,
+                            every_row=protocol.simulate_prefill, progress=progress,
                         )
-                        self._cut[name, label] = replace(rule, thresholds=cuts)
+                        self._cut[name, label] = replace(rule, adaptive=adaptive)
 
     def __call__(self, name: str, label: str) -> Rule:
         plain = self._plain if name in self._plainly else self._rule

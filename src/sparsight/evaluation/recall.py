@@ -85,7 +85,9 @@ class RecallProbe:
             for label, budget in self.budgets.items():
                 rule = self.rule_of(name, label)
                 each = budget if isinstance(budget, int) else budget[pick_rows][None, None]
-                chosen[name, label] = keep_mask(pick(importance, rows, each, rule), rows.visible)
+                chosen[name, label] = keep = keep_mask(pick(importance, rows, each, rule), rows.visible)
+                if rule.adaptive is not None:
+                    self._bounds(name, label, keep & selectable, truth, selectable)
             self._rank(name, importance, truth, selectable)
         for key, layers in self._kept.items():
             if seen.layer in layers:
@@ -176,8 +178,8 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
     -------
     dict
         mass_outside, mass_of_oracle (its ratio to the oracle's), set_recall, output_error, hit_rate_50, hit_rate_50_chance, spearman; all
-        None for a method that selects nothing, the last three for an evictor. An evictor has also "gate": what its random choice and its
-        oracle would keep, with as many rows in each place.
+        None for a method that selects nothing, the last three for an evictor. An evictor, and a method whose budgets adapt, has also
+        "gate": what a random choice and an oracle would keep, with as many rows in each place.
     """
 
     def ratio(top: str, bottom: str) -> float | None:
@@ -185,8 +187,8 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
 
     mass = ratio(f"{name}|{budget}|mass", f"{name}|{budget}|available")
     best = ratio(f"oracle|{budget}|mass", f"oracle|{budget}|available")
-    evicts = f"{name}|{budget}|ceiling" in sums
-    bounds = [ratio(f"{name}|{budget}|{bound}", f"{name}|{budget}|available") for bound in ("floor", "ceiling")] if evicts else None
+    own = f"{name}|{budget}|ceiling" in sums
+    bounds = [ratio(f"{name}|{budget}|{bound}", f"{name}|{budget}|available") for bound in ("floor", "ceiling")] if own else None
     return {
         "mass_outside": mass,
         "mass_of_oracle": mass / best if mass is not None and best else None,
@@ -194,6 +196,6 @@ def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, 
         "output_error": ratio(f"{name}|{budget}|error", f"{name}|{budget}|outputs"),
         "hit_rate_50": ratio(f"{name}|hits", f"{name}|half"),
         "hit_rate_50_chance": ratio(f"{name}|half", f"{name}|tokens"),
-        **({"gate": bounds} if evicts else {}),
+        **({"gate": bounds} if own else {}),
         "spearman": ratio(f"{name}|spearman", f"{name}|rankings"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from pathlib import Path
@@ -25,16 +26,24 @@ class ResultFile:
         Nothing is kept without one.
     configuration : dict
         Everything the numbers depend on.
+    shard : int, optional
+        Of several processes that share the work: it writes to `OUT.partial.SHARD`, and all read what all have done.
     """
 
-    def __init__(self, path: str | Path | None, configuration: dict[str, Any]) -> None:
-        self.path = Path(path) if path is not None else None
+    def __init__(self, path: str | Path | None, configuration: dict[str, Any], shard: int | None = None) -> None:
+        self.path, self.shard = Path(path) if path is not None else None, shard
         self.configuration = configuration
         self.hash = configuration_hash(configuration)
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        """Where this process writes."""
+        return self.path.with_name(self.path.name + ".partial" + ("" if self.shard is None else f".{self.shard}"))
+
+    def partials(self) -> list[Path]:
+        """What all processes have written."""
+        whole = self.path.with_name(self.path.name + ".partial")
+        return [path for path in (whole, *sorted(whole.parent.glob(f"{glob.escape(whole.name)}.*"))) if path.exists()]
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if a complete one of this configuration is there.
@@ -61,10 +70,10 @@ class ResultFile:
 
     def chunks_done(self) -> dict[int, dict[str, Any]]:
         """Chunks of an interrupted run of this configuration; a torn last line is dropped."""
-        if self.path is None or not self.partial.exists():
+        if self.path is None:
             return {}
         done: dict[int, dict[str, Any]] = {}
-        for line in read_bytes(self.partial).decode("utf-8", errors="replace").splitlines():
+        for line in (line for path in self.partials() for line in read_bytes(path).decode("utf-8", errors="replace").splitlines()):
             try:
                 row = json.loads(line)
             except ValueError:
@@ -88,9 +97,10 @@ class ResultFile:
             ) from None
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write the result and drop the partial file."""
+        """Write the result and drop the partial files."""
         result = {"configuration_hash": self.hash, "configuration": self.configuration, **result}
         if self.path is not None:
             write_atomically(self.path, json.dumps(result, indent=1) + "\n")
-            self.partial.unlink(missing_ok=True)
+            for path in self.partials():
+                path.unlink(missing_ok=True)
         return result

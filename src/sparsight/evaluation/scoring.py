@@ -231,41 +231,67 @@ class Scorer:
             If an evictor's budget does not hold what it always keeps.
         """
         if selector is not None and selector.permanent and budget is not None:
-            return self._evicted(selector, budget)
+            return self.evicted(selector, [budget])[0]
         selector = selector or self._dense
         handler = MaskedPass(self.loaded.anatomy, selector, budget, rule or self.rule, self.history, observe)
         producers = selector.producers if observe is None else observe.producers
         with torch.no_grad(), attached(self.loaded.model, handler, producers):
-            hidden = self._forward(self._rows, self._cache)
+            hidden = self._forward(self._rows[None], self._cache)[0]
             self._cache.crop(-len(self._rows))
         return self._outcome(hidden, selector, handler.read, handler.held)
 
-    def _evicted(self, evictor: Evictor, budget: int) -> Scored:
-        """The scored rows as real decoding computes them: no row goes before `every` more have come, so these run together."""
-        if not isinstance(budget, int) or not len(self._prefix):
+    def evicted(self, evictor: Evictor, budgets: Sequence[int]) -> list[Scored]:
+        """Score under an evictor at several budgets at once, a sequence of the batch each.
+
+        The rows are computed as real decoding computes them: nothing goes before `every` more tokens have come, so as many run together.
+
+        Raises
+        ------
+        ConfigError
+            If there is no prompt before the scored rows.
+        ModelError, BudgetError
+            As `scored`.
+        """
+        if not all(isinstance(budget, int) for budget in budgets) or not len(self._prefix):
             raise ConfigError(f"{evictor.name!r} evicts after a prompt, so the prompt cannot be scored as if it were decoded; leave that out")
-        anatomy, every = self.loaded.anatomy, evictor.config.every
+        anatomy, config, batch = self.loaded.anatomy, self.loaded.model.config, len(budgets)
+        plan = Plan(evictor, tuple(map(Budget, budgets)))
+        cache = self._evicting_cache(plan, batch)
+        kept: list[list[tuple[int, int, Tensor]]] = [[] for _ in budgets]
+
+        def look(length: int, layer: int, held: Tensor) -> None:
+            for row, positions in enumerate(held[:, :, 0]):
+                kept[row].append((layer, length, positions))
+
+        run = EvictRun(anatomy, plan, config, look)
+        blocks = self._rows.expand(batch, -1).split(evictor.config.every, dim=1)
+        with torch.no_grad(), attached(self.loaded.model, run):
+            hidden = torch.cat([self._forward(rows, cache) for rows in blocks], dim=1)
+        return [self._outcome(hidden[i], evictor, round(run.read[i]), round(run.there[i]), kept[i]) for i in range(batch)]
+
+    def _evicting_cache(self, plan: Plan, batch: int) -> EvictingCache:
+        """A cache that has read the prefix and let go what does not fit."""
+        evictor: Evictor = plan.selector
         cache = EvictingCache(evictor, self.loaded.model.config)
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        plan = Plan(evictor, Budget(budget))
+        first = torch.zeros(batch, dtype=torch.long, device=self.device)
+        budgets = plan.tokens([len(self._prefix) + 1] * batch)
+        each = torch.zeros(batch, dtype=torch.long)
         for i, layer in enumerate(cache.layers):
             full = self._cache.layers[i]
             if isinstance(layer, EvictingLayer):
-                queries, gathered = self._watched[i]
-                layer.start(full.keys, full.values, queries, first, gathered)
-                layer.evict(plan.tokens([len(self._prefix) + 1]), first, anatomy.scaling)
+                queries, gathered = (None if t is None else t.expand(batch, *t.shape[1:]) for t in self._watched[i])
+                layer.start(full.keys[each], full.values[each], queries, first, None if gathered is None else gathered.clone())
+                layer.evict(budgets, first, self.loaded.anatomy.scaling)
             elif isinstance(layer, GrowingLayer):
-                layer.update(full.keys, full.values)
+                layer.update(full.keys[each], full.values[each])
             else:
                 cache.layers[i] = deepcopy(full)
-        kept: list[tuple[int, int, Tensor]] = []
-        run = EvictRun(anatomy, plan, self.loaded.model.config, lambda length, layer, held: kept.append((layer, length, held[0, :, 0])))
-        with torch.no_grad(), attached(self.loaded.model, run):
-            hidden = torch.cat([self._forward(rows, cache) for rows in self._rows.split(every)])
-        return self._outcome(hidden, evictor, run.tokens_read, run.tokens_held, kept)
+                cache.layers[i].batch_select_indices(each)
+        return cache
 
     def _forward(self, rows: Tensor, cache) -> Tensor:
-        return self.loaded.anatomy.base()(rows[None], past_key_values=cache, use_cache=True).last_hidden_state[0]
+        """Last hidden states `(batch, rows, hidden)` of `(batch, rows)` ids."""
+        return self.loaded.anatomy.base()(rows, past_key_values=cache, use_cache=True).last_hidden_state
 
     def _outcome(self, hidden: Tensor, selector: Selector, read: int, held: int, kept=()) -> Scored:
         with torch.no_grad():

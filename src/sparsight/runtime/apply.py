@@ -81,7 +81,7 @@ class DecodeRun(Handler):
         same = len(set(self._budgets)) == len(set(self._lengths)) == 1
         budget = self._budgets[0] if same else torch.tensor(self._budgets, device=values.device)[:, None, None]
         indices = self._choose(rows, budget)
-        read = int((indices != UNUSED).sum()) if not same or self.plan.rule.thresholds else indices.numel()
+        read = int((indices != UNUSED).sum()) if not same or self.plan.rule.adaptive else indices.numel()
         self.tokens_read += read
         self.tokens_held += sum(self._lengths) * indices.shape[1]
         if self.observer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 from ..models import Anatomy
@@ -18,18 +19,31 @@ class EvictRun(Handler):
     ----------
     steps : int
         Forwards that attended to less than everything.
-    tokens_read, tokens_held : int
-        Rows read, and tokens there would be had nothing gone (padding not counted), summed over evicting layers, KV heads and decoded tokens.
+    read, there : list of float
+        Rows read by each sequence of the batch, and tokens there would be had nothing gone (padding not counted), summed over evicting
+        layers, KV heads and decoded tokens.
     """
 
     def __init__(self, anatomy: Anatomy, plan: Plan, config: Any, observer=None) -> None:
         super().__init__(anatomy)
         self.plan, self.observer = plan, observer
         self.cache: EvictingCache | None = None
-        self.steps = self.tokens_read = self.tokens_held = 0
+        self.steps = 0
+        self.read: list[float] = []
+        self.there: list[float] = []
         self._config = config
         self._lengths: list[int] = []
         self._budgets: list[int] = []
+
+    @property
+    def tokens_read(self) -> int:
+        """`read` of the whole batch."""
+        return round(sum(self.read))
+
+    @property
+    def tokens_held(self) -> int:
+        """`there` of the whole batch."""
+        return round(sum(self.there))
 
     def begin(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give the forward a cache that can let rows go, unless it runs without one, and find each sequence's budget."""
@@ -59,10 +73,10 @@ class EvictRun(Handler):
         # Each of several rows sees one less than the next.
         later = rows * (rows - 1) / 2
         heads = self.anatomy.kv_heads
-        read = sum(heads * (rows * count - later) for count in held.held)
-        there = sum(heads * (rows * length - later) for length in self._lengths)
-        self.tokens_read += round(read)
-        self.tokens_held += round(there)
+        read = [heads * (rows * count - later) for count in held.held]
+        there = [heads * (rows * length - later) for length in self._lengths]
+        self.read = [a + b for a, b in zip_longest(self.read, read, fillvalue=0.0)]
+        self.there = [a + b for a, b in zip_longest(self.there, there, fillvalue=0.0)]
         if held.evicted and held.layer == self.plan.selector.layers[0]:
             self.steps += 1
         if self.observer is not None:

@@ -92,7 +92,7 @@ class Plan:
         self.rule.check(self.selector)
         if self.selector.permanent and replace(self.rule, sinks=Rule.sinks, window=Rule.window) != Rule():
             raise ConfigError(
-                f"{self.selector.name!r} evicts: interval, neighbours, pages and thresholds are for methods that choose at every step; "
+                f"{self.selector.name!r} evicts: interval, neighbours, pages and adaptive budgets are for methods that choose at every step; "
                 "leave them out"
             )
         if self.rule.per_query_head:

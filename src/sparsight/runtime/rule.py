@@ -10,24 +10,9 @@ from torch import Tensor
 from ..errors import BudgetError, ConfigError, ModelError
 from ..ops import UNUSED, select_tokens, selectable_tokens, spread_to_neighbours
 from ..tokens import Rows, Selector
+from .adaptive import Adaptive, check_adaptive
 
-NO_INTERVAL = "thresholds are compared at every step, so they do not go with an interval above 1; use one of the two"
-
-
-@dataclass(frozen=True, eq=False)
-class Thresholds:
-    """Cut-offs in place of a fixed count, a layer and chooser: how often a token reads more or less than its budget evens out on text.
-
-    Attributes
-    ----------
-    cuts : dict of int to Tensor
-        Layer to `(choosers,)` float32, compared with `excess`.
-    budget : str
-        The budget they were calibrated for.
-    """
-
-    cuts: dict[int, Tensor]
-    budget: str
+NO_INTERVAL = "adaptive budgets (thresholds, top-p, heads) are found at every step and do not go with an interval above 1; use one of the two"
 
 
 @dataclass(frozen=True)
@@ -52,8 +37,8 @@ class Rule:
         Pages that are kept, of those that hold a token to choose, in (0, 1]; more than the budget's share.
     per_query_head : bool
         Each query head chooses for itself instead of each KV head. For scoring only: keys and values are read a KV head.
-    thresholds : Thresholds, optional
-        Read what is important enough instead of a fixed count.
+    adaptive : Adaptive, optional
+        A budget for each row or head, in place of the same count for all.
     """
 
     sinks: int = 4
@@ -63,7 +48,7 @@ class Rule:
     pages: int = 0
     page_share: float = 0.25
     per_query_head: bool = False
-    thresholds: Thresholds | None = None
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         if self.sinks < 0 or self.window < 0 or self.neighbours < 0:
@@ -84,7 +69,7 @@ class Rule:
             )
         if not 0 < self.page_share <= 1:
             raise ConfigError(f"page-share must be in (0, 1], got {self.page_share}")
-        if self.interval > 1 and self.thresholds is not None:
+        if self.interval > 1 and self.adaptive is not None:
             raise ConfigError(NO_INTERVAL)
 
     @property
@@ -108,21 +93,12 @@ class Rule:
 
     def check(self, selector: Selector) -> None:
         """Raise `ConfigError` if the rule cannot be used with this selector."""
-        if self.thresholds is None:
-            return
-        check_scores(selector)
-        if missing := set(selector.layers) - set(self.thresholds.cuts):
-            raise ConfigError(f"the thresholds lack layer {min(missing)}, where {selector.name!r} chooses; calibrate them for it")
+        if self.adaptive is not None:
+            check_adaptive(self.adaptive, selector)
 
     def selectable(self, rows: Rows) -> Tensor:
         """`(batch, 1, rows, tokens)` bool: tokens that are chosen by importance."""
         return selectable_tokens(rows.positions, rows.first, rows.keys.shape[2], self.sinks, self.window)
-
-
-def check_scores(selector: Selector) -> None:
-    """Raise `ConfigError` if the importance of a selector cannot be cut at a threshold."""
-    if not selector.scores_logits:
-        raise ConfigError(f"method {selector.name!r} gives ranks, not scores, so it cannot be cut at a threshold; use top-k")
 
 
 def score(selector: Selector, rows: Rows, rule: Rule) -> Tensor:
@@ -155,32 +131,20 @@ def pick(importance: Tensor, rows: Rows, budget: int | Tensor, rule: Rule) -> Te
     importance : (batch, choosers, rows, tokens)
     rows : Rows
     budget : int or (batch, 1, rows) int64
-        Under thresholds it says only which rows are read whole: those that it covers.
+        Where budgets adapt, rows that it covers are read whole.
     rule : Rule
     """
     selectable = rule.selectable(rows)
-    if rule.thresholds is not None:
-        seen, always = rows.visible.sum(dim=-1), (rows.visible & ~selectable).sum(dim=-1)
-        cut = rule.thresholds.cuts[rows.layer].to(importance.device)[None, :, None, None]
-        above = always + (excess(importance, selectable) > cut).sum(dim=-1)
-        budget = torch.where(seen <= budget, seen, above.clamp_min(1))
+    if rule.adaptive is not None:
+        seen = rows.visible.sum(dim=-1)
+        tokens = rule.adaptive.tokens(rows.layer, importance, rows.visible, selectable, budget)
+        budget = torch.where(seen <= budget, seen, tokens.clamp_min(1))
     return select_tokens(importance, rows.visible, selectable, budget)
 
 
 def choose(selector: Selector, rows: Rows, budget: int | Tensor, rule: Rule) -> Tensor:
     """What a selector reads: `pick` by `score`."""
     return pick(score(selector, rows, rule), rows, budget, rule)
-
-
-def excess(importance: Tensor, selectable: Tensor) -> Tensor:
-    """Logarithm of how many times its even share a token gets among those that are chosen from; `-inf` elsewhere.
-
-    A softmax over the selectable tokens, times their number: so one cut-off serves texts of all lengths. Shapes as `select_tokens`.
-    """
-    scores = importance.float().masked_fill(~selectable, float("-inf"))
-    total = torch.logsumexp(scores, dim=-1, keepdim=True)
-    total = torch.where(total.isfinite(), total, torch.zeros_like(total))
-    return scores - total + selectable.sum(dim=-1, keepdim=True).clamp_min(1).log()
 
 
 def remembered(importance: Tensor, indices: Tensor, tokens: int) -> Tensor:

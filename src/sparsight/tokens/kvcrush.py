@@ -125,9 +125,9 @@ class KVCrush(Evictor):
         """`(batch, kv_heads, units)` bool: at most `wanted` of the candidates."""
         crush = self.crush
         if crush.representatives == "random":
-            return drawn(candidates, wanted, crush.seed, held.layer, held.length)
+            return drawn(units, candidates, wanted, crush.seed)
         if crush.representatives == "kmeans":
-            return clustered(units.averaged(held.keys), candidates, wanted, crush.seed)
+            return clustered(units, units.averaged(held.keys), candidates, wanted, crush.seed)
         bits = units.bits(held.attention(crush.observed).sum(dim=2), crush.density)
         words = pack_bits(bits)
         return spread(self._sorted(bits, words, candidates, held.layer), candidates.sum(dim=-1), wanted)

@@ -36,10 +36,28 @@ class Random(Selector):
         # Relative to the first real token, so that padding does not change the choice.
         token = token[None, None, None, :] - rows.first[:, None, None, None]
         position = rows.positions[None, None, :, None] - rows.first[:, None, None, None]
-        head = torch.arange(rows.choosers, device=device)[None, :, None, None]
-        stream = (self.config.seed * 1_000_003 + rows.layer) * 1_009 + head
-        # The token breaks ties, which top-k would break differently from pass to pass; 51 bits are exact in float64.
-        return (_mix(_mix(_mix(stream) + position) + token) * 2**20 + token).double()
+        return uniform(self.config.seed, rows.layer, rows.choosers, position, token)
+
+
+def uniform(seed: int, layer: int, heads: int, position: Tensor, token: Tensor) -> Tensor:
+    """A number for each token, the same for the same arguments.
+
+    Parameters
+    ----------
+    seed, layer, heads : int
+    position, token : int64, broadcast together to (batch, heads, ...)
+        Counted from the first real token of a sequence.
+
+    Returns
+    -------
+    (batch, heads, ...) float64
+        Uniform in [0, 2**51), without ties among the tokens of a head.
+    """
+    shape = (1, heads, *(1,) * (token.dim() - 2))
+    head = torch.arange(heads, device=token.device).view(shape)
+    stream = (seed * 1_000_003 + layer) * 1_009 + head
+    # The token breaks ties, which top-k would break differently from pass to pass; 51 bits are exact in float64.
+    return (_mix(_mix(_mix(stream) + position) + token) * 2**20 + token).double()
 
 
 def _mix(value: Tensor) -> Tensor:

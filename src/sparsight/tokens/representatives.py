@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .evictor import Held, ranks
+from .random import uniform
 
 ROUNDS = 8
 """Of k-means."""
@@ -56,6 +57,13 @@ class Units:
         rows = rows.float().masked_fill(~self.whole[..., None], 0.0)
         where = self._unit[..., None].expand_as(rows)
         return rows.new_zeros(*rows.shape[:2], self.count, rows.shape[3]).scatter_add_(2, where, rows) / self.size
+
+    @property
+    def names(self) -> Tensor:
+        """`(batch, kv_heads, units)` int64: a row's position, or a page's number, counted from the first real token."""
+        if self.size == 1:
+            return self.held.positions - self.held.first[:, None, None]
+        return torch.arange(self.count, device=self.real.device).expand(self.real.shape)
 
     def of_rows(self, units: Tensor) -> Tensor:
         """A choice of units `(batch, kv_heads, units)` as one of rows `(batch, kv_heads, slots)`."""
@@ -112,18 +120,20 @@ def random_bits(count: int, seed: int, layer: int, number: int) -> Tensor:
     return torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
 
 
-def drawn(candidates: Tensor, wanted: Tensor, seed: int, layer: int, length: int) -> Tensor:
+def drawn(units: Units, candidates: Tensor, wanted: Tensor, seed: int) -> Tensor:
     """`wanted` `(batch, kv_heads)` of the candidates `(batch, kv_heads, units)`, uniformly at random without replacement."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + layer) * 1_000_003 + length)
-    draw = torch.rand(candidates.shape, generator=generator).to(candidates.device).masked_fill(~candidates, float("-inf"))
+    held = units.held
+    position = (held.length - held.first)[:, None, None]
+    draw = uniform(seed, held.layer, candidates.shape[1], position, units.names).masked_fill(~candidates, float("-inf"))
     return (ranks(draw) < wanted[..., None]) & candidates
 
 
-def clustered(points: Tensor, candidates: Tensor, wanted: Tensor, seed: int) -> Tensor:
+def clustered(units: Units, points: Tensor, candidates: Tensor, wanted: Tensor, seed: int) -> Tensor:
     """The candidate nearest to each of `wanted` cluster centres of Lloyd's k-means, started from a random draw; each once.
 
     Parameters
     ----------
+    units : Units
     points : (batch, kv_heads, units, width)
     candidates : (batch, kv_heads, units) bool
     wanted : (batch, kv_heads) int64
@@ -134,7 +144,7 @@ def clustered(points: Tensor, candidates: Tensor, wanted: Tensor, seed: int) -> 
     (batch, kv_heads, units) bool
         Fewer than `wanted` where clusters are empty or share their nearest candidate: the rest is filled by the draw.
     """
-    start = drawn(candidates, wanted, seed, 0, points.shape[2])
+    start = drawn(units, candidates, wanted, seed)
     chosen = torch.zeros_like(candidates)
     for place in torch.cartesian_prod(*(torch.arange(n) for n in candidates.shape[:2])).tolist():
         i, j = place
@@ -149,4 +159,4 @@ def clustered(points: Tensor, candidates: Tensor, wanted: Tensor, seed: int) -> 
             centres = torch.where(count > 0, sums / count.clamp_min(1), centres)
         chosen[i, j, index[torch.cdist(own, centres).argmin(dim=0)]] = True
     missing = wanted.clamp_max(candidates.shape[-1]) - chosen.sum(dim=-1)
-    return chosen | drawn(candidates & ~chosen, missing.clamp_min(0), seed, 1, points.shape[2])
+    return chosen | drawn(units, candidates & ~chosen, missing.clamp_min(0), seed + 1)

@@ -40,8 +40,8 @@ def why_not_native_rule(rule: Rule) -> str | None:
         return "it has no neighbour fetch"
     if rule.pages % PANEL:
         return f"its pages are multiples of {PANEL} tokens, not {rule.pages}"
-    if rule.thresholds is not None:
-        return "it has no thresholds"
+    if rule.adaptive is not None:
+        return "it has no adaptive budgets"
     return None
 
 

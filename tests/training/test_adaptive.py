@@ -11,7 +11,7 @@ from sparsight.evaluation import Chunk, Protocol, Scorer
 from sparsight.ops import UNUSED
 from sparsight.runtime import Budget, Plan, Rule, Thresholds, apply, choose
 from sparsight.tokens import Geometry, create
-from sparsight.training import Document, calibrate_thresholds
+from sparsight.training import Document, calibrate_adaptive
 from sparsight.training.shipped_text import shipped_documents
 from sparsight.training.teacher import teach
 from sparsight.training.text import token_stream
@@ -29,7 +29,7 @@ def texts(stories):
 
 def calibrated(stories, selector, texts, budget, rule=PLAIN, **settings):
     budget = Budget.parse(budget)
-    return calibrate_thresholds(
+    return calibrate_adaptive(
         stories, selector, LENGTH, budget, rule, texts[0], **{"chunks": 16, "rows": 48, **settings}
     )
 
@@ -52,13 +52,14 @@ PROTOCOLS = [Protocol(LENGTH, rule=PLAIN), Protocol(LENGTH, rule=PLAIN, simulate
 
 
 @pytest.mark.parametrize("budget", ["1/4", "1/8", "30"])
-@pytest.mark.parametrize("name", ["oracle", "lowrank", "butler"])
+@pytest.mark.parametrize("name,kind", [("oracle", "thresholds"), ("lowrank", "thresholds"), ("butler", "thresholds"),
+                                       ("lowrank", "top-p"), ("oracle", "top-p"), ("lowrank", "heads")])  # fmt: skip
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=["last quarter", "simulated prefill"])
-def test_the_budget_is_read_on_average_on_other_text(protocol, name, budget, stories, texts, ready_selector):
+def test_the_budget_is_read_on_average_on_other_text(protocol, name, kind, budget, stories, texts, ready_selector):
     selector = ready_selector(name, stories)
-    found = calibrated(stories, selector, texts, budget, every_row=protocol.simulate_prefill)
+    found = calibrated(stories, selector, texts, budget, every_row=protocol.simulate_prefill, kind=kind)
     assert found.budget == budget
-    read, allowed = tokens_read(stories, selector, texts[1], replace(PLAIN, thresholds=found), protocol, budget)
+    read, allowed = tokens_read(stories, selector, texts[1], replace(PLAIN, adaptive=found), protocol, budget)
     assert protocol.simulate_prefill or allowed == Budget.parse(budget).at(LENGTH)
     assert read == pytest.approx(allowed, rel=0.08)
 
@@ -71,7 +72,7 @@ def test_cut_offs_are_of_the_rule_they_are_calibrated_for(settings, stories, tex
     found = calibrated(stories, selector, texts, "1/8", plain)
     choosers = 8 if plain.per_query_head else 4
     assert {layer: cut.shape for layer, cut in found.cuts.items()} == dict.fromkeys(selector.layers, (choosers,))
-    rule = replace(plain, thresholds=found)
+    rule = replace(plain, adaptive=found)
     stream = torch.from_numpy(token_stream(texts[1], stories.tokenizer)[0])
     rows, counts = torch.arange(LENGTH * 3 // 4, LENGTH), []
     for start in torch.linspace(0, len(stream) - LENGTH - 2, CHUNKS).long().tolist():
@@ -99,7 +100,7 @@ def test_a_larger_budget_has_lower_cut_offs_and_the_seed_fixes_them(stories, tex
 
 def test_cut_offs_serve_generation_and_other_settings_are_refused(stories, texts, ready_selector):
     found = calibrated(stories, create("oracle", Geometry.of(stories.anatomy)), texts, "1/8", chunks=2, rows=8)
-    rule = replace(PLAIN, thresholds=found)
+    rule = replace(PLAIN, adaptive=found)
     ids = torch.from_numpy(token_stream(texts[1], stories.tokenizer)[0])[None, :120]
     with apply(stories, Plan(ready_selector("oracle", stories), Budget(Fraction(1, 8)), rule)) as run:
         stories.model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -108,7 +109,7 @@ def test_cut_offs_serve_generation_and_other_settings_are_refused(stories, texts
         Plan(ready_selector("quest", stories), Budget(Fraction(1, 8)), rule)
     lacking = Thresholds({layer: cut for layer, cut in found.cuts.items() if layer != 3}, found.budget)
     with pytest.raises(ConfigError, match="lack layer 3"):
-        Plan(ready_selector("oracle", stories), Budget(Fraction(1, 8)), replace(PLAIN, thresholds=lacking))
+        Plan(ready_selector("oracle", stories), Budget(Fraction(1, 8)), replace(PLAIN, adaptive=lacking))
 
 
 def test_budgets_without_room_and_texts_without_a_chunk_are_one_clear_line(stories, texts):
@@ -117,5 +118,5 @@ def test_budgets_without_room_and_texts_without_a_chunk_are_one_clear_line(stori
         calibrated(stories, selector, texts, "1/32")
     assert "\n" not in str(caught.value)
     with pytest.raises(TextError, match="fewer than one chunk of 192") as caught:
-        calibrate_thresholds(stories, selector, LENGTH, Budget(30), PLAIN, [Document("d", "Once upon a time.")])
+        calibrate_adaptive(stories, selector, LENGTH, Budget(30), PLAIN, [Document("d", "Once upon a time.")])
     assert "\n" not in str(caught.value)
