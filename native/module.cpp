@@ -818,6 +818,29 @@ void count_different(nb::object vectors, nb::object anchors, nb::object distance
   hamming(v.data(), a.data(), v.shape(0), v.shape(1), v.shape(2), d.data());
 }
 
+void represent(nb::object votes, nb::object positions, nb::object rows, nb::object candidates, nb::object wanted, float density, int majority,
+               nb::object anchors, nb::object chosen) {
+  using Votes = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+  using Masks = nb::ndarray<bool, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+  auto v = array<Votes>(votes, "votes");
+  auto p = array<Words>(positions, "positions"), w = array<Words>(wanted, "wanted"), a = array<Words>(anchors, "anchors");
+  auto r = array<Masks>(rows, "rows"), c = array<Masks>(candidates, "candidates"), out = array<Masks>(chosen, "chosen");
+  const size_t batch = v.shape(0), query_heads = v.shape(1), slots = v.shape(2);
+  need(p.ndim() == 3 && w.ndim() == 2 && a.ndim() == 1, "positions, wanted and anchors must have 3, 2 and 1 dimensions");
+  const size_t kv_heads = p.shape(1);
+  need(kv_heads > 0 && query_heads % kv_heads == 0 && query_heads <= 63, "query heads must be a multiple of the KV heads, and at most 63");
+  for (const Masks* m : {&r, &c, &out})
+    need(m->shape(0) == batch && m->shape(1) == kv_heads && m->shape(2) == slots, "masks must be " + text(batch) + " x " + text(kv_heads) + " x " + text(slots));
+  need(p.shape(0) == batch && p.shape(2) == slots, "positions must be " + text(batch) + " x " + text(kv_heads) + " x " + text(slots));
+  need(w.shape(0) == batch && w.shape(1) == kv_heads, "wanted must be " + text(batch) + " x " + text(kv_heads));
+  need(majority != 0 || a.shape(0) > 0, "without a majority an anchor is needed");
+  for (size_t b = 0; b < batch; ++b) {
+    const size_t at = b * kv_heads * slots;
+    Crush{query_heads, kv_heads, slots, v.data() + b * query_heads * slots, p.data() + at, r.data() + at, c.data() + at,
+          w.data() + b * kv_heads, density, majority, a.data(), a.shape(0), out.data() + at}.run();
+  }
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -876,6 +899,8 @@ NB_MODULE(_native, m) {
         "out"_a.noconvert(), "columns"_a);
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");
   m.def("hamming", &count_different, "vectors"_a, "anchors"_a, "distances"_a, "Bits in which packed vectors differ from the anchor of their row.");
+  m.def("represent", &represent, "votes"_a, "positions"_a, "rows"_a, "candidates"_a, "wanted"_a, "density"_a, "majority"_a, "anchors"_a,
+        "chosen"_a, "KVCrush's representatives of a layer.");
   m.def("advise", &advise, "array"_a.noconvert());
   m.def("test_matvec", &test_matvec);
   m.def("test_attend", &test_attend, "level"_a, "queries"_a, "keys"_a, "values"_a, "format"_a, "scaling"_a, "indices"_a.none());

@@ -8,6 +8,7 @@ from tests.tokens.common import GEOMETRY
 
 from sparsight.errors import ConfigError, SparsightError
 from sparsight.ops import attention_weights, visible_tokens
+from sparsight.ops.native import library
 from sparsight.tokens import create, make_config, methods
 from sparsight.tokens.evictor import Held, keep_best, ranks
 
@@ -211,3 +212,35 @@ def test_keep_best_never_drops_what_is_protected():
     mask = keep_best(torch.tensor([[[0.0, 9, 8, 7, 0, 0]]]), real, protected, torch.tensor([[4]]))
     assert mask[0, 0].tolist() == [True, True, False, False, True, True]
     assert keep_best(torch.zeros(1, 1, 6), real, protected, torch.tensor([[1]]))[0, 0].sum() == 3
+
+
+@pytest.mark.skipif(library() is None, reason="installed without the native library")
+@pytest.mark.parametrize("settings", [{}, {"anchor": "inverse-mean"}, {"anchor": "zeros"}, {"anchor": "alternate", "anchors": 3},
+                                      {"anchor": "random", "density": 0.2}, {"anchor": "ones", "ratio": 1.0}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("base", ["h2o", "tova", "snapkv"])
+def test_native_representatives_are_those_of_the_reference(base, settings, monkeypatch):
+    chosen = evictor(f"kvcrush+{base}", **settings)
+    for seed in range(4):
+        held = prompt(seed=seed, padding=7 * seed)
+        some = held.positions.clone()
+        some[:, 1, 10 : 10 + 3 * seed] = -1  # one head has lost rows already
+        held = dataclasses.replace(held, positions=some.sort(dim=-1).values if seed % 2 else held.positions)
+        native = chosen.keep(held, torch.tensor([30, 41]))
+        with monkeypatch.context() as patched:
+            patched.setattr("sparsight.tokens.kvcrush.can_represent", lambda votes: False)
+            assert torch.equal(native, chosen.keep(held, torch.tensor([30, 41])))
+
+
+@pytest.mark.skipif(library() is None, reason="installed without the native library")
+def test_the_native_call_checks_what_it_is_given():
+    good = [torch.zeros(1, 4, 9), torch.zeros(1, 2, 9).long(), *(torch.zeros(1, 2, 9).bool() for _ in range(2)), torch.zeros(1, 2).long()]
+    out = torch.zeros(1, 2, 9).bool()
+    call = library().represent
+    call(*[t.numpy() for t in good], 0.5, 1, torch.zeros(0).long().numpy(), out.numpy())
+    for i, wrong in ((0, torch.zeros(1, 3, 9)), (0, torch.zeros(1, 4, 8)), (1, torch.zeros(1, 2, 8).long()), (2, torch.zeros(1, 1, 9).bool()),
+                     (4, torch.zeros(1, 1).long()), (0, torch.zeros(1, 4, 9).double())):  # fmt: skip
+        arguments = [t.numpy() for t in (*good[:i], wrong, *good[i + 1 :])]
+        with pytest.raises((ValueError, TypeError)):
+            call(*arguments, 0.5, 1, torch.zeros(0).long().numpy(), out.numpy())
+    with pytest.raises(ValueError, match="an anchor is needed"):
+        call(*[t.numpy() for t in good], 0.5, 0, torch.zeros(0).long().numpy(), out.numpy())

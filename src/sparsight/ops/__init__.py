@@ -5,7 +5,7 @@ Each is the PyTorch reference of its operation: the definition of correct that a
 
 from .attention import dense_attention, gathered_attention, masked_attention
 from .buffer import GrowingTensor
-from .crush import hamming, pack_bits, popcount, spread
+from .crush import can_represent, hamming, pack_bits, popcount, represent, spread
 from .importance import REDUCTIONS, attention_weights, group_importance, grouped_scores, share_heads
 from .pages import page_bound, page_candidates
 from .quantize import INDEX_DTYPES, channel_scales, index_bytes, pack_channels, unpack_channels
@@ -18,6 +18,7 @@ __all__ = [
     "UNUSED",
     "GrowingTensor",
     "attention_weights",
+    "can_represent",
     "channel_scales",
     "dense_attention",
     "dequantise_rows",
@@ -34,6 +35,7 @@ __all__ = [
     "page_candidates",
     "popcount",
     "quantise_rows",
+    "represent",
     "row_bytes",
     "select_tokens",
     "selectable_tokens",

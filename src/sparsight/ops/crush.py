@@ -41,6 +41,40 @@ def hamming(words: Tensor, anchor: Tensor) -> Tensor:
     return distances
 
 
+def can_represent(votes: Tensor) -> bool:
+    """Whether `represent` can do it: on a CPU, with the native library, and with as many heads as a word has bits."""
+    return votes.device.type == "cpu" and votes.shape[1] <= WORD and library() is not None
+
+
+def represent(
+    votes: Tensor, positions: Tensor, rows: Tensor, candidates: Tensor, wanted: Tensor, density: float, majority: int, anchors: Tensor
+) -> Tensor:
+    """KVCrush's representatives in one native call; in PyTorch the same is `Units.bits`, `hamming`, stable sorts and `spread`.
+
+    Parameters
+    ----------
+    votes : (batch, query_heads, slots) float32
+    positions : (batch, kv_heads, slots) int64
+        Ascending, -1 in front for empty slots.
+    rows, candidates : (batch, kv_heads, slots) bool
+        Rows that bits are made for, and those that may be representatives.
+    wanted : (batch, kv_heads) int64
+    density : float
+    majority : {1, -1, 0}
+        The first anchor has the bits that most candidates have, or the others, or there is none but the given ones.
+    anchors : (n,) int64
+        Packed bits of further anchors.
+
+    Returns
+    -------
+    (batch, kv_heads, slots) bool
+    """
+    chosen = torch.zeros(rows.shape, dtype=torch.bool)
+    arrays = [t.contiguous().numpy() for t in (votes, positions, rows, candidates, wanted)]
+    library().represent(*arrays, density, majority, anchors.contiguous().numpy(), chosen.numpy())
+    return chosen
+
+
 def popcount(words: Tensor) -> Tensor:
     """Bits set in each int64, by adding neighbours in parallel."""
     x = words

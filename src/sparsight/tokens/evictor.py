@@ -7,7 +7,7 @@ rows held, sinks, recent window and the token itself included; right after an ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +84,7 @@ class Held:
     first: Tensor
     length: int
     scaling: float
+    _attention: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def real(self) -> Tensor:
@@ -96,7 +97,12 @@ class Held:
         return self.real.sum(dim=-1)
 
     def attention(self, recent: int) -> Tensor:
-        """Attention of the last `recent` queries over what is held, `(batch, query_heads, recent, slots)` float32."""
+        """Attention of the last `recent` queries over what is held, `(batch, query_heads, recent, slots)` float32; computed once."""
+        if recent not in self._attention:
+            self._attention[recent] = self._compute_attention(recent)
+        return self._attention[recent]
+
+    def _compute_attention(self, recent: int) -> Tensor:
         queries = self.queries[:, :, -recent:]
         own = torch.arange(self.length - queries.shape[2], self.length, device=queries.device)
         seen = self.real[:, :, None] & (self.positions[:, :, None] <= own[:, None])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..ops import hamming, pack_bits, spread
+from ..ops import can_represent, hamming, pack_bits, represent, spread
 from ..registry import positive
 from .base import Geometry, register
 from .evictor import Evictor, Held, keep_best
@@ -128,28 +128,29 @@ class KVCrush(Evictor):
             return drawn(units, candidates, wanted, crush.seed)
         if crush.representatives == "kmeans":
             return clustered(units, units.averaged(held.keys), candidates, wanted, crush.seed)
-        bits = units.bits(held.attention(crush.observed).sum(dim=2), crush.density)
-        words = pack_bits(bits)
-        return spread(self._sorted(bits, words, candidates, held.layer), candidates.sum(dim=-1), wanted)
+        votes = held.attention(crush.observed).sum(dim=2)
+        if crush.page_size == 1 and can_represent(votes):
+            majority = {"mean": 1, "inverse-mean": -1}.get(crush.anchor, 0)
+            anchors = [pack_bits(anchor) for anchor in self._fixed_anchors(votes.shape[1], held.layer)]
+            words = torch.cat(anchors) if anchors else torch.zeros(0, dtype=torch.int64)
+            return represent(votes, held.positions, units.whole, candidates, wanted, crush.density, majority, words)
+        bits = units.bits(votes, crush.density)
+        return spread(self._sorted(bits, pack_bits(bits), candidates, held.layer), candidates.sum(dim=-1), wanted)
 
     def _sorted(self, bits: Tensor, words: Tensor, candidates: Tensor, layer: int) -> Tensor:
         """Units in order of distance to the anchors, then of position; candidates first."""
         order = torch.arange(bits.shape[2], device=bits.device).expand(bits.shape[:3])
-        keys = [hamming(words, pack_bits(anchor)) for anchor in self._anchors(bits, candidates, layer)]
+        anchors = [anchor.to(bits.device).expand(bits[:, :, 0].shape) for anchor in self._fixed_anchors(bits.shape[-1], layer)]
+        if self.crush.anchor in ("mean", "inverse-mean"):
+            anchors = [majority(bits, candidates) ^ (self.crush.anchor == "inverse-mean"), *anchors]
+        keys = [hamming(words, pack_bits(anchor)) for anchor in anchors]
         for key in (*reversed(keys), (~candidates).long()):
             order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
         return order
 
-    def _anchors(self, bits: Tensor, candidates: Tensor, layer: int) -> list[Tensor]:
-        """`(batch, kv_heads, bits)` bool each."""
-        shape, device, kind = bits[:, :, 0].shape, bits.device, self.crush.anchor
-        if kind in ("mean", "inverse-mean"):
-            first = majority(bits, candidates) ^ (kind == "inverse-mean")
-        elif kind == "random":
-            first = random_bits(shape[-1], self.crush.seed, layer, 0).to(device).expand(shape)
-        else:
-            pattern = {"zeros": 0, "ones": 1}.get(kind)
-            place = torch.arange(shape[-1], device=device)
-            first = (place % 2 if pattern is None else torch.full_like(place, pattern)).bool().expand(shape)
-        more = [random_bits(shape[-1], self.crush.seed, layer, i).to(device).expand(shape) for i in range(1, self.crush.anchors)]
-        return [first, *more]
+    def _fixed_anchors(self, bits: int, layer: int) -> list[Tensor]:
+        """Anchors that do not depend on the rows, `(bits,)` bool each: the first unless it is a mean, and those beyond the first."""
+        kind, place = self.crush.anchor, torch.arange(bits)
+        patterns = {"zeros": place < 0, "ones": place >= 0, "alternate": place % 2 == 1}
+        first = [] if kind in ("mean", "inverse-mean") else [patterns.get(kind, random_bits(bits, self.crush.seed, layer, 0))]
+        return [*first, *(random_bits(bits, self.crush.seed, layer, i) for i in range(1, self.crush.anchors))]
