@@ -104,7 +104,8 @@ def ready(name: str, geometry: Geometry = GEOMETRY, seed: int = 1, **settings) -
     selector = create(name, geometry, **settings)
     g = torch.Generator().manual_seed(seed)
     for parameter in selector.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=g) * 0.3
+        # The indexer brings its input to unit variance a channel; what `FakeModel` gives is of unit length.
+        parameter.data = torch.randn(parameter.shape, generator=g) * (0.3 if name != "indexer" else 0.1)
     if selector.learned:
         model = FakeModel(geometry)
         everything = {i: model.view(i, torch.arange(model.tokens), model.tokens) for i in selector.layers}

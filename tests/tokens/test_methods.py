@@ -22,6 +22,11 @@ VARIANTS = [(name, {}) for name in NAMES] + [
     ("butler-v1", {"index_dtype": "bf16", "output_norm": False, "reduction": "max"}),
     ("quest", {"page_size": 5}),
     ("quest", {"page_size": 1}),
+    ("page-token", {"page_size": 5, "share": 0.4}),
+    ("page-token", {"page_size": 1, "share": 1.0}),
+    ("double-sparsity", {"index_dtype": "int4", "rank": 5}),
+    ("distilled", {"index_dtype": "bf16", "rank": 3, "reduction": "max"}),
+    ("indexer", {"choices": "layer", "heads": 3, "rank": 6, "rotary": 4, "index_dtype": "bf16"}),
     ("oracle", {"reduction": "max"}),
     ("previous-layer-oracle", {"heads": "same"}),
 ]  # fmt: skip
@@ -72,7 +77,7 @@ def test_layer_zero_and_sliding_layers_are_left_alone(name, settings, geometry):
     assert selector.layers == expected
     for layer in selector.layers:
         producer = selector.producer(layer)
-        assert producer is None or 0 <= producer < layer
+        assert producer is None or 0 <= producer < layer + (name == "indexer"), "only the indexer reads its own layer's input"
     assert set(selector.producers) <= set(range(geometry.layers))
 
 

@@ -23,6 +23,8 @@ class Statistics:
     as the attention it gets there: an error on a key that nobody looks at is harmless. Queries of a group are pooled. Keys are centred
     within each chunk: a constant added to all keys changes no order. All chunks count alike, whatever their length.
 
+    Beside them, for published methods that weigh nothing: mean sizes of channels and the plain covariance of keys, sinks left out.
+
     Parameters
     ----------
     geometry : Geometry
@@ -36,6 +38,9 @@ class Statistics:
         self.geometry, self.sinks, self.window, self.seed = geometry, sinks, window, seed
         self._queries = torch.zeros(shape, dtype=torch.float64)
         self._keys = torch.zeros(shape, dtype=torch.float64)
+        self._query_sizes = torch.zeros(shape[:-1], dtype=torch.float64)
+        self._key_sizes = torch.zeros(shape[:-1], dtype=torch.float64)
+        self._plain_keys = torch.zeros(shape, dtype=torch.float64)
         self._bases: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, rows: Rows) -> None:
@@ -50,9 +55,14 @@ class Statistics:
         even[:, : self.sinks] = 0
         weight = (KEY_FOCUS * attracted + (1 - KEY_FOCUS) * even / even.sum(dim=-1, keepdim=True))[..., None]
         k = rows.keys[0].double().cpu()
+        plain = k[:, self.sinks :]
+        self._key_sizes[rows.layer] += plain.abs().mean(dim=1)
+        plain = plain - plain.mean(dim=1, keepdim=True)
+        self._plain_keys[rows.layer] += plain.transpose(1, 2) @ plain / plain.shape[1]
         k = k - (k * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
         self._keys[rows.layer] += k.transpose(1, 2) @ (k * weight)
         q = rows.queries[0].double().cpu().reshape(kv_heads, -1, self.geometry.head_dim)
+        self._query_sizes[rows.layer] += q.abs().mean(dim=1)
         chosen = mass.sum(dim=-1).double().cpu().reshape(kv_heads, -1, 1)
         self._queries[rows.layer] += q.transpose(1, 2) @ (q * chosen) / q.shape[1]
         self._bases.pop(rows.layer, None)
@@ -64,6 +74,15 @@ class Statistics:
     def query_basis(self, layer: int, rank: int) -> Tensor:
         """W_q, `(kv_heads, head_dim, rank)` float32; (q W_q).(k W_k) approximates q.k."""
         return self._basis(layer)[0][..., :rank].float()
+
+    def heavy_channels(self, layer: int, rank: int) -> Tensor:
+        """Channels with the largest mean |q_c k_c| over all pairs of a query and a key, `(kv_heads, rank)` int64, the heaviest first."""
+        sizes = self._query_sizes[layer] * self._key_sizes[layer]
+        return sizes.argsort(dim=-1, descending=True, stable=True)[..., :rank]
+
+    def key_components(self, layer: int, rank: int) -> Tensor:
+        """First principal components of the keys, orthonormal columns `(kv_heads, head_dim, rank)` float32."""
+        return torch.linalg.eigh(self._plain_keys[layer])[1].flip(-1)[..., :rank].float()
 
     def _basis(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self._bases:
