@@ -109,7 +109,7 @@ def train(
     loaded : LoadedModel
         Kept frozen.
     method : str
-        "foresight", "butler", "butler-v1", "lowrank", or any registered method with importance keys.
+        "foresight", "distilled", "lowrank", "indexer", "butler", or any other registered method with importance keys.
     stream : (tokens,) int64
         Token stream of the training text.
     config : TrainingConfig

@@ -45,7 +45,7 @@ def train_predictor(
     loaded : LoadedModel
         The frozen model, best in bfloat16.
     name : str
-        A learned method: "foresight", "butler", "butler-v1", "lowrank".
+        A learned method, such as "foresight", "distilled" or "lowrank".
     out : str or Path
         Artifact folder; checkpoints live in `OUT.partial` beside it until it is complete.
     text : sequence of paths
