@@ -24,8 +24,11 @@ from rich.console import Console
 from benchmarks.token_importance.configuration import Configuration, read_configurations
 from sparsight.errors import SparsightError, TextError
 from sparsight.evaluation import Protocol, evaluate
+from sparsight.evaluation.tasks import make_prompts, score_tasks
 from sparsight.models import load
 from sparsight.report.tables import evaluation_table
+from sparsight.report.token_task_table import token_task_table
+from sparsight.tokens.pretrained import resolve
 from sparsight.training import read_documents
 
 HERE = Path(__file__).parent
@@ -62,24 +65,26 @@ def run(configuration: Configuration, args: argparse.Namespace) -> None:
 
     loaded = load(configuration.model, dtype=torch.bfloat16, device=args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    text = args.data / configuration.text
-    if not text.exists():
-        raise TextError(f"{text} is missing; give the folder that holds {configuration.text} with --data")
-    chunks = configuration.quick_chunks if args.quick else configuration.chunks
-    result = evaluate(
-        loaded,
-        configuration.specs(args.predictors),
-        read_documents([text]),
-        Protocol(configuration.length, chunks, adaptive=configuration.adaptive),
-        configuration.budgets,
-        result=args.out / f"{configuration.name}.json",
-        progress=progress,
-        shard=shard,
-    )
+    out, specs = args.out / f"{configuration.name}.json", configuration.specs(args.predictors)
+    console = Console(width=140)
+    if configuration.tasks:
+        items = configuration.quick_items if args.quick else configuration.items
+        prompts = make_prompts(loaded, configuration.tasks, configuration.lengths, items, data=args.data / configuration.files)
+        methods = [(name, resolve(spec, loaded), budget) for budget in configuration.budgets for name, spec in specs.items()]
+        result = score_tasks(loaded, prompts, methods, result=out, progress=progress, shard=shard)
+        table = token_task_table
+    else:
+        text = args.data / configuration.text
+        if not text.exists():
+            raise TextError(f"{text} is missing; give the folder that holds {configuration.text} with --data")
+        protocol = Protocol(
+            configuration.length, configuration.quick_chunks if args.quick else configuration.chunks, adaptive=configuration.adaptive
+        )
+        result = evaluate(loaded, specs, read_documents([text]), protocol, configuration.budgets, result=out, progress=progress, shard=shard)
+        table = evaluation_table
     if result is not None and not args.shard:
-        console = Console(width=140)
         console.print(f"[bold]{configuration.name}[/bold]: {configuration.about}")
-        console.print(evaluation_table(result["rows"]))
+        console.print(table(result["rows"]))
 
 
 def _share(args: argparse.Namespace, names: list[str]) -> None:

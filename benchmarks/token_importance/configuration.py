@@ -29,7 +29,7 @@ class Configuration:
     text : str
         A file in the data folder; or
     tasks : list of str
-        Long-context tasks, with `items` of each at each of `lengths`.
+        Long-context tasks, with `items` of each at each of `lengths`; `files` is where in the data folder the files of some are.
     length, chunks : int
     quick_chunks, quick_items : int
         In the quick form; 0 leaves the table out.
@@ -46,6 +46,7 @@ class Configuration:
     text: str | None = None
     tasks: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    files: str = "."
     items: int = 0
     quick_items: int = 0
     length: int = 1024

@@ -114,6 +114,7 @@ def test_bad_input_of_the_others(sparsight, model, text, trace, tmp_path, other_
     assert "no trace at" in refused(*train, "static", "--trace", tmp_path, "--out", tmp_path / "t")
     assert "is of the model" in refused("train", "--model", other_model, "--method", "static", "--trace", trace, "--out", tmp_path / "t")
     assert "nothing to be scored on" in refused("evaluate", *model, "--units", "random")
-    assert "add --units gated" in refused("evaluate", *model, "--select", "quest", "--tasks", "piqa", "--text", text)
+    assert "--text and --tasks" in refused("evaluate", *model, "--select", "quest", "--tasks", "piqa", "--text", text)
+    assert "add --units gated" in refused("evaluate", *model, "--select", "quest", "--mask-prompt", "--text", text)
     assert "--text names no text" in refused("evaluate", *model, "--select", "quest")
     assert not (tmp_path / "t").exists()

@@ -33,10 +33,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_rule_options(parser)
     add_unit_options(parser, many=True)
     parser.add_argument("--prompt", type=int, metavar="N", help="with --units: tokens of a chunk that are not scored (default: half)")
-    parser.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help="with --units: multiple-choice tasks in place of --text")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        action="extend",
+        metavar="TASK",
+        help="in place of --text: multiple choice (piqa, copa, ...), or with --select long tasks of --length tokens (needle-single, ...)",
+    )
     parser.add_argument("--tasks-data", metavar="DIR", help="folder of TASK.jsonl or .jsonl.gz (default: the hub's rows)")
+    parser.add_argument("--generate", action="store_true", help="with long tasks: also let the model write its answers")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="solved examples before each question (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="items of each task (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="items of each task (default: all; of tasks that are made, 50)")
     parser.add_argument("--mask-prompt", action="store_true", help="with --tasks: leave units out of the question too")
     parser.add_argument(
         "--simulate-prefill",
@@ -69,13 +76,20 @@ def run(args: argparse.Namespace) -> int:
 
     if args.units:
         return _run_units(args)
-    for option in ("unit_sparsity", "unit_heads", "mode", "prompt", "tasks", "tasks_data", "limit", "mask_prompt"):
+    for option in ("unit_sparsity", "unit_heads", "mode", "prompt", "mask_prompt"):
         if getattr(args, option):
             raise ConfigError(f"--{option.replace('_', '-')} needs a method that chooses heads and neurons; add --units gated, or leave it out")
-    if not args.text:
-        raise ConfigError("--text names no text to score; give files or folders")
     if not args.select:
         raise ConfigError("--select names no method; give one or more, such as --select oracle foresight random")
+    if args.tasks:
+        from .token_tasks import run_token_tasks
+
+        return run_token_tasks(args)
+    for option in ("tasks_data", "limit", "generate"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} is for tasks; add --tasks needle-single, or leave it out")
+    if not args.text:
+        raise ConfigError("--text names no text to score; give files or folders, or --tasks")
     rule = replace(PAPER_RULE if args.simulate_prefill else Rule(), neighbours=args.neighbours)
     rule = replace(rule, interval=args.interval, pages=args.pages, page_share=args.page_share)
     if args.thresholds and args.adaptive not in (None, "thresholds"):

@@ -21,7 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--method",
         required=True,
         metavar="NAME",
-        help="for tokens foresight, distilled, lowrank, indexer, double-sparsity, butler or butler-v1; for heads and neurons shadow, dejavu, static or gated",
+        help="for tokens foresight, distilled, lowrank, indexer, double-sparsity, butler or butler-v1; "
+        "for heads and neurons shadow, dejavu, static or gated",
     )
     many = {"nargs": "+", "action": "extend"}
     parser.add_argument("--text", **many, default=[], metavar="P", help="files or folders (default: the shipped text)")

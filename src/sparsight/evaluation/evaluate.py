@@ -23,7 +23,7 @@ from .bytes import bytes_kept, bytes_per_token, state_fraction
 from .intervals import clustered_mean
 from .protocol import PLAIN, Protocol, Rules, cut
 from .recall import RecallProbe, recall_figures
-from .results import ResultFile
+from .results import ResultFile, checked_shard
 from .scoring import Chunk, Scorer
 
 FORMAT = 2
@@ -95,7 +95,7 @@ def evaluate(
     _check_evictors(selectors, tokens, protocol)
     pieces = cut(loaded, documents, protocol)
     known = _refuse_known_text(selectors, pieces, allow_trained_text)
-    number, shards = _checked_shard(shard, result)
+    number, shards = checked_shard(shard, result)
     file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed), number if shards > 1 else None)
     if (finished := file.finished()) is not None:
         check_gate(finished)
@@ -119,15 +119,6 @@ def evaluate(
     )
     check_gate(outcome)
     return outcome
-
-
-def _checked_shard(shard: tuple[int, int] | None, result: str | Path | None) -> tuple[int, int]:
-    number, shards = shard or (0, 1)
-    if not 0 <= number < shards:
-        raise ConfigError(f"shard {number} of {shards} does not exist; shards count from 0")
-    if shards > 1 and result is None:
-        raise ConfigError("processes share their work through a result file; give one")
-    return number, shards
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,21 @@ def configuration_hash(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
+def checked_shard(shard: tuple[int, int] | None, result: str | Path | None) -> tuple[int, int]:
+    """Number and count of a shard, (0, 1) without one.
+
+    Raises
+    ------
+    ConfigError
+    """
+    number, shards = shard or (0, 1)
+    if not 0 <= number < shards:
+        raise ConfigError(f"shard {number} of {shards} does not exist; shards count from 0")
+    if shards > 1 and result is None:
+        raise ConfigError("processes share their work through a result file; give one")
+    return number, shards
+
+
 class ResultFile:
     """`OUT` for the finished result, `OUT.partial` with a JSON line for each chunk done.
 

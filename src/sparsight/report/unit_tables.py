@@ -43,10 +43,11 @@ def unit_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def task_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table of rows of `evaluation.unit_tasks.evaluate_unit_tasks`."""
+    """A table of rows of `evaluation.unit_tasks.evaluate_unit_tasks` or `evaluation.token_tasks.evaluate_token_tasks`."""
+    rows = [row if "units" in row else {**row, "units": _method(row)} for row in rows]
     table = _table("difference: from the dense model on the same items, with its 95 % interval")
-    for heading in ("units", "task", "metric", "shots", "items", "accuracy", "difference", "chance"):
-        table.add_column(heading, justify="left" if heading in ("units", "task", "metric") else "right", overflow="fold")
+    for heading in ("method", "task", "metric", "shots", "items", "accuracy", "difference", "chance"):
+        table.add_column(heading, justify="left" if heading in ("method", "task", "metric") else "right", overflow="fold")
     for row in rows:
         low, high = row["difference_ci"] or (None, None)
         difference = f"{row['difference']:+.1%}" + ("" if low is None else f" ({low:+.1%} to {high:+.1%})")
@@ -57,6 +58,10 @@ def task_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             f"{row['chance']:.1%}",
         )
     return table
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    return row["method"] if row["method"] == "dense" else f"{row['method']} {row['budget']}"
 
 
 def _order(row: Mapping[str, Any], kind: str) -> str:

@@ -70,10 +70,10 @@ def encode(loaded: LoadedModel, item: Item) -> Encoded:
         )
     full = encode_prompt(loaded, item.prompt + item.answer, chat=False)
     # Encoding pieces on their own may merge letters differently at their edge, so the pieces are cut from the whole.
-    prompt = _shared_start(full, encode_prompt(loaded, item.prompt, chat=False))
-    context = _shared_start(full, encode_prompt(loaded, item.context, chat=False))
+    prompt = shared_start(full, encode_prompt(loaded, item.prompt, chat=False))
+    context = shared_start(full, encode_prompt(loaded, item.context, chat=False))
     before_place = item.context[: item.context.index(item.place)].rstrip()
-    place = _shared_start(full, encode_prompt(loaded, before_place, chat=False))
+    place = shared_start(full, encode_prompt(loaded, before_place, chat=False))
     split = min(context, prompt - MINIMUM_STEPS)
     if split < 1:
         raise TextError(f"a prompt of {prompt} tokens is too short; at least {MINIMUM_STEPS + 1} are needed")
@@ -86,7 +86,7 @@ def encode(loaded: LoadedModel, item: Item) -> Encoded:
     return Encoded(full[:, :split], full[:, split:prompt], full[:, prompt:], prompt - place)
 
 
-def _shared_start(full: Tensor, part: Tensor) -> int:
+def shared_start(full: Tensor, part: Tensor) -> int:
     """Number of tokens that both begin with."""
     length = min(full.shape[1], part.shape[1])
     different = (full[0, :length] != part[0, :length]).nonzero()

@@ -47,7 +47,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _text(value: Any, row: Row) -> str | None:
+def text_field(value: Any, row: Row) -> str | None:
     return None if _is_text(value) and value.strip() else "text"
 
 
@@ -60,7 +60,7 @@ def _blank(value: Any, row: Row) -> str | None:
 
 
 def _texts(value: Any, row: Row) -> str | None:
-    good = isinstance(value, list) and len(value) >= 2 and all(_text(v, row) is None for v in value)
+    good = isinstance(value, list) and len(value) >= 2 and all(text_field(v, row) is None for v in value)
     return None if good else "a list of two texts or more"
 
 
@@ -95,25 +95,25 @@ def _ending(value: Any, row: Row) -> str | None:
 _BINARY = _one_of(0, 1)
 
 FIELDS: dict[str, dict[str, Check]] = {
-    "piqa": {"goal": _text, "sol1": _text, "sol2": _text, "label": _BINARY},
+    "piqa": {"goal": text_field, "sol1": text_field, "sol2": text_field, "label": _BINARY},
     "copa": {
-        "premise": _text,
-        "choice1": _text,
-        "choice2": _text,
+        "premise": text_field,
+        "choice1": text_field,
+        "choice2": text_field,
         "question": _one_of("cause", "effect"),
         "label": _BINARY,
     },
-    "openbookqa": {"question_stem": _text, "choices": _labelled, "answerKey": _answer_key},
-    "winogrande": {"sentence": _blank, "option1": _text, "option2": _text, "answer": _one_of("1", "2")},
-    "rte": {"sentence1": _text, "sentence2": _text, "label": _BINARY},
+    "openbookqa": {"question_stem": text_field, "choices": _labelled, "answerKey": _answer_key},
+    "winogrande": {"sentence": _blank, "option1": text_field, "option2": text_field, "answer": _one_of("1", "2")},
+    "rte": {"sentence1": text_field, "sentence2": text_field, "label": _BINARY},
     "hellaswag": {
-        "activity_label": _text,
-        "ctx_a": _text,
+        "activity_label": text_field,
+        "ctx_a": text_field,
         "ctx_b": _text_or_empty,
         "endings": _texts,
         "label": _ending,
     },
-    "arc_easy": {"question": _text, "choices": _labelled, "answerKey": _answer_key},
+    "arc_easy": {"question": text_field, "choices": _labelled, "answerKey": _answer_key},
 }
 """Fields that a task's prompts are made of, with what is expected of each, in the order in which they are checked."""
 
@@ -140,7 +140,7 @@ def read_rows(folder: str | Path, task: str) -> LocalRows:
         raise ConfigError(f"no task {task!r}; choose from {', '.join(FIELDS)}")
     path = _find(Path(folder), task)
     data = read_bytes(path)
-    rows = [_row(line, f"{path} line {n}", FIELDS[task]) for n, line in enumerate(_lines(path, data), start=1)]
+    rows = [checked_row(line, f"{path} line {n}", FIELDS[task]) for n, line in enumerate(read_lines(path, data), start=1)]
     if len(rows) < 2:
         raise TextError(
             f"{path} holds {len(rows)} rows, 2 or more are needed: even rows give examples, odd rows are reported"
@@ -159,7 +159,7 @@ def _find(folder: Path, task: str) -> Path:
     )
 
 
-def _lines(path: Path, data: bytes) -> Sequence[str]:
+def read_lines(path: Path, data: bytes) -> Sequence[str]:
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
@@ -174,7 +174,7 @@ def _lines(path: Path, data: bytes) -> Sequence[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _row(line: str, where: str, fields: dict[str, Check]) -> Row:
+def checked_row(line: str, where: str, fields: dict[str, Check]) -> Row:
     """A row's fields; what else is in the line is dropped, as its types need not agree from row to row."""
     try:
         row = json.loads(line)
