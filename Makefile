@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .oldest/.installed
+KVPRESS := .kvpress/.installed
 
 PARALLEL ?= -n 2 --dist loadfile
 
@@ -11,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow emulate sanitize demo bench predictors units clean
+.PHONY: install test test-oldest test-slow check-kvpress bench-tokens emulate sanitize demo bench predictors units clean
 
 install: $(INSTALLED)
 
@@ -41,6 +42,21 @@ $(OLDEST): $(INSTALLED) requirements-oldest.txt
 
 test-oldest: $(OLDEST)
 	SPARSIGHT_EXPECT_TRANSFORMERS=$$(sed -n 's/^transformers==//p' requirements-oldest.txt) .oldest/bin/python -m pytest $(PARALLEL) --ignore=tests/test_readme.py
+
+# kvpress in an environment of its own, made in the same way: it needs transformers below 5.3.
+$(KVPRESS): $(INSTALLED) requirements-kvpress.txt
+	rm -rf .kvpress
+	$(BIN)/python -m venv --without-pip .kvpress
+	$(BIN)/python -m pip --python .kvpress/bin/python install --quiet --no-deps -r requirements-kvpress.txt
+	@site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	echo "import site; site.addsitedir('$$(site $(BIN)/python)')" > "$$(site .kvpress/bin/python)/rest.pth"
+	@touch $@
+
+check-kvpress: $(KVPRESS)
+	.kvpress/bin/python -m pytest tests/kvpress -rP
+
+bench-tokens: $(INSTALLED)
+	$(BIN)/python -m benchmarks.token_importance --workers 2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
