@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contextual_sparsity.tables import tables
+from benchmarks.token_importance.tables import tables as token_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -329,12 +330,21 @@ def contextual_sparsity() -> str:
     return text
 
 
+def token_importance() -> str:
+    """The page that compares all ways to choose tokens."""
+    text = (HERE / "token_importance" / "README.md").read_text(encoding="utf-8")
+    for mark, content in token_tables().items():
+        text = written(text, mark, content)
+    return text
+
+
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
     readme, bench_page = HERE.parent / "README.md", HERE / "README.md"
     return {
         readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
         HERE / "contextual_sparsity" / "README.md": contextual_sparsity(),
+        HERE / "token_importance" / "README.md": token_importance(),
         bench_page: written(
             written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()
         ),

@@ -1,0 +1,122 @@
+"""The tables of this folder's page from its result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contextual_sparsity.tables import markdown
+from benchmarks.token_importance.configuration import read_configurations
+from sparsight.evaluation.intervals import paired_difference
+
+RESULTS = Path(__file__).parent / "results"
+PAIRS = (
+    ("distilled", "lowrank"), ("foresight", "lowrank"), ("indexer", "lowrank"), ("double-sparsity", "lowrank"), ("foresight", "quest"),
+    ("page-token", "quest"), ("h2o", "streaming-evict"), ("snapkv", "streaming-evict"), ("tova", "streaming-evict"),
+    ("kvcrush+h2o", "h2o"), ("kvcrush+h2o", "kvcrush+h2o, random"), ("kvcrush+snapkv", "snapkv"), ("kvcrush+snapkv", "kvcrush+snapkv, random"),
+)  # fmt: skip
+"""Questions asked of the main table: how much more does the first lose than the second?"""
+Row = dict[str, Any]
+
+
+def result(name: str) -> dict[str, Any] | None:
+    """A result file; None if there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def delta(row: Row) -> str:
+    """The rise of the loss with half of its interval."""
+    low, high = row["nll_delta_ci"]
+    return f"{row['nll_delta']:+.4f} ± {(high - low) / 2:.4f}"
+
+
+def difference(found: tuple[float, tuple[float, float] | None]) -> str:
+    """A paired difference with its interval, in bold where that does not hold zero."""
+    mean, (low, high) = found
+    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low * high > 0 else text
+
+
+def main_table() -> str:
+    """All methods at all budgets, with what they cost at 1/8."""
+    found = result("main")
+    if found is None:
+        return ""
+    rows = {(row["method"], row["budget"]): row for row in found["rows"]}
+    budgets = list(found["configuration"]["budgets"])
+    body = []
+    for name in (name for name, budget in rows if budget == "1/8" and name != "dense"):
+        at = rows[name, "1/8"]
+        body.append(
+            [
+                f"`{name}`" + ("" if at["deployable"] else " (not deployable)"),
+                *(delta(rows[name, budget]) for budget in budgets),
+                f"{at['mass_of_oracle']:.1%}",
+                f"{at['bytes_per_token'] / 1e6:.1f}",
+                f"{at['kept_fraction']:.1%}",
+                f"{at['parameters_fraction']:.2%}",
+            ]
+        )
+    header = ["method", *(f"Δ at {budget}" for budget in budgets), "mass at 1/8, of the oracle's", "MB read a token at 1/8"]
+    return markdown([*header, "cache kept at 1/8", "parameters"], body)
+
+
+def paired_table() -> str:
+    """Differences between methods on the same chunks."""
+    found = result("main")
+    if found is None:
+        return ""
+    budgets = list(found["configuration"]["budgets"])
+    body = [[f"`{a}` less `{b}`", *(difference(paired_difference(found, a, b, budget)) for budget in budgets)] for a, b in PAIRS]
+    return markdown(["nats a token", *budgets], body)
+
+
+def kvcrush_table() -> str:
+    """Forms of KVCrush and its controls, each against its base at the same budget."""
+    found = result("kvcrush")
+    if found is None:
+        return ""
+    rows = {row["method"]: row for row in found["rows"]}
+    body = []
+    for name, row in rows.items():
+        if name == "dense":
+            continue
+        base = "h2o" if "h2o" in name else "snapkv"
+        own = "random representatives, h2o" if base == "h2o" else "random representatives, seed 0"
+        cells = ["–" if name == other else difference(paired_difference(found, name, other, "1/8")) for other in (base, own)]
+        body.append([f"`{base}`" if name == base else f"around `{base}`: {name.removesuffix(', h2o')}", delta(row), *cells])
+    return markdown(["", "Δ at 1/8", "less the base alone", "less random representatives"], body)
+
+
+def tasks_table() -> str:
+    """Tasks of 2,048 tokens at 1/8."""
+    body = []
+    for name, configuration in read_configurations().items():
+        found = result(name) if configuration.tasks else None
+        for row in found["rows"] if found else ():
+            share, (low, high) = row["accuracy"], row["accuracy_interval"]
+            kept = "–"
+            if row["method"] != "dense":
+                least, most = row["given_dense_interval"]
+                kept = f"{row['given_dense']:.1%} ({least:.0%}–{most:.0%}) of {row['dense_right']}"
+            mb = f"{row['bytes_per_token'] / 1e6:.0f}"
+            body.append([row["task"], f"`{row['method']}`", f"{share:.1%} ({low:.0%}–{high:.0%})", kept, mb, f"{row['bytes_kept'] / 1e6:.1f}"])
+    return markdown(["task", "method", "right", "kept of what dense gets right", "MB read a token", "MB of cache kept"], body) if body else ""
+
+
+def overhead_table() -> str:
+    """What KVCrush adds to a step."""
+    found = result("overhead")
+    header = ["method", "choosing, ms a token", "its base's", "a step, ms", "added to a step of the base"]
+    body = [
+        [f"`{row['method']}`", f"{row['choice_ms']:.2f}", f"{row['base_choice_ms']:.2f}", f"{row['step_ms']:.1f}", f"{row['overhead']:.1%}"]
+        for row in (found["rows"] if found else ())
+    ]
+    return markdown(header, body) if body else ""
+
+
+def tables() -> dict[str, str]:
+    """Contents by mark."""
+    return {"main": main_table(), "paired": paired_table(), "kvcrush": kvcrush_table(), "tasks": tasks_table(), "overhead": overhead_table()}
