@@ -7,6 +7,7 @@ from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime import Budget, Plan, generate, memory
 from sparsight.runtime.cache import held_bytes
 from sparsight.runtime.memory import available_bytes, cache_bytes, check_memory
+from sparsight.tokens import Geometry, create
 
 PROMPTS = ["Once upon a time there was a little girl named Lily. " * 5, "Tom had a dog."]
 
@@ -113,3 +114,15 @@ def test_on_cuda_reserved_memory_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     assert available_bytes(torch.device("cuda", 0)) == 1300
+
+
+@pytest.mark.parametrize("name", ["h2o", "kvcrush+snapkv", "pyramidkv"])
+def test_an_evictor_is_counted_with_what_it_keeps(stories, name):
+    """Its caches hold at most what is counted, and much less than a cache of everything."""
+    small = {} if name == "h2o" else {"window": 8}
+    plan = Plan(create(name, Geometry.of(stories.anatomy), every=4, **small), Budget.parse(48))
+    made = generate(stories, PROMPTS, plan, max_new_tokens=30)
+    computed = cache_bytes(stories, plan, 2, made[0].prompt_tokens + 29)
+    held = sum(one.kv_bytes for one in made)
+    assert held <= computed.kv <= 1.35 * held and computed.kv < 0.7 * cache_bytes(stories, None, 2, made[0].prompt_tokens + 29).kv
+    assert 0 < sum(one.index_bytes for one in made) <= 2 * computed.index

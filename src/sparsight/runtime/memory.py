@@ -56,12 +56,24 @@ def cache_bytes(loaded: LoadedModel, plan: Plan | None, rows: int, tokens: int) 
     # A sliding layer keeps the tokens that the next one can see: its window less one.
     windows = [getattr(layer, "sliding_window", tokens + 1) - 1 for layer in layers]
     windows += [tokens] * (anatomy.layers - len(windows))
-    held = sum(min(tokens, window) for window in windows)
-    kv = rows * held * 2 * anatomy.kv_heads * anatomy.head_dim * loaded.model.dtype.itemsize
+    row = rows * 2 * anatomy.kv_heads * anatomy.head_dim * loaded.model.dtype.itemsize
+    if plan is not None and plan.selector.permanent:
+        return _evicted_bytes(plan, rows, tokens, windows, row)
+    kv = sum(min(tokens, window) for window in windows) * row
     if plan is None:
         return CacheBytes(kv)
     index = rows * int(sum(plan.selector.state_bytes(layer, tokens) for layer in plan.selector.layers))
     return CacheBytes(kv, index, (kv + index) // 2)
+
+
+def _evicted_bytes(plan: Plan, rows: int, tokens: int, windows: list[int], row: int) -> CacheBytes:
+    """Layers let go one after the other while a prompt is read, so of those that evict one is whole at a time."""
+    evictor = plan.selector
+    budget = max(budget.while_generating(tokens) for budget in plan.budgets)
+    evicting = {layer: min(tokens, evictor.kept_rows(layer, budget) + evictor.config.every) for layer in evictor.layers}
+    held = [evicting.get(layer, min(tokens, window)) for layer, window in enumerate(windows)]
+    state = rows * int(sum(evictor.state_bytes(layer, count) for layer, count in evicting.items()))
+    return CacheBytes(sum(held) * row, state, (tokens + sum(held) // 2) * row)
 
 
 def available_bytes(device: torch.device) -> int:
