@@ -90,6 +90,22 @@ def kvcrush_table() -> str:
     return markdown(["", "Δ at 1/8", "less the base alone", "less random representatives"], body)
 
 
+def gemma_table() -> str:
+    """Evictors on the other model, and KVCrush against its base and against chance."""
+    found = result("gemma")
+    if found is None:
+        return ""
+    body = []
+    for row in found["rows"]:
+        name = row["method"]
+        base, is_crush = name.removeprefix("kvcrush+"), name.startswith("kvcrush+") and "random" not in name
+        others = (base, f"{name}, random") if is_crush else ()
+        cells = [difference(paired_difference(found, name, other, "1/8")) for other in others] or ["–", "–"]
+        if name != "dense":
+            body.append([f"`{name}`", delta(row), f"{row['kept_fraction']:.1%}", *cells])
+    return markdown(["", "Δ at 1/8", "cache kept", "less the base alone", "less random representatives"], body)
+
+
 def tasks_table() -> str:
     """Tasks of 2,048 tokens at 1/8."""
     body = []
@@ -119,4 +135,4 @@ def overhead_table() -> str:
 
 def tables() -> dict[str, str]:
     """Contents by mark."""
-    return {"main": main_table(), "paired": paired_table(), "kvcrush": kvcrush_table(), "tasks": tasks_table(), "overhead": overhead_table()}
+    return {"main": main_table(), "paired": paired_table(), "kvcrush": kvcrush_table(), "gemma": gemma_table(), "tasks": tasks_table(), "overhead": overhead_table()}
