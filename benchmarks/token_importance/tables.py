@@ -135,4 +135,11 @@ def overhead_table() -> str:
 
 def tables() -> dict[str, str]:
     """Contents by mark."""
-    return {"main": main_table(), "paired": paired_table(), "kvcrush": kvcrush_table(), "gemma": gemma_table(), "tasks": tasks_table(), "overhead": overhead_table()}
+    return {
+        "main": main_table(),
+        "paired": paired_table(),
+        "kvcrush": kvcrush_table(),
+        "gemma": gemma_table(),
+        "tasks": tasks_table(),
+        "overhead": overhead_table(),
+    }
