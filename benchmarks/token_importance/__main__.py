@@ -12,6 +12,7 @@ thread, which on two cores is faster than one process of two.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.token_importance.configuration import Configuration, read_configurations
+from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
 from sparsight.evaluation import Protocol, evaluate
 from sparsight.evaluation.tasks import make_prompts, score_tasks
@@ -80,7 +82,19 @@ def run(configuration: Configuration, args: argparse.Namespace) -> None:
         protocol = Protocol(
             configuration.length, configuration.quick_chunks if args.quick else configuration.chunks, adaptive=configuration.adaptive
         )
-        result = evaluate(loaded, specs, read_documents([text]), protocol, configuration.budgets, result=out, progress=progress, shard=shard)
+        result = evaluate(
+            loaded,
+            specs,
+            read_documents([text]),
+            protocol,
+            configuration.budgets,
+            result=out,
+            progress=progress,
+            shard=shard,
+            partial=args.partial,
+        )
+        if args.partial and not out.exists():
+            write_atomically(args.out / "partial" / out.name, json.dumps(result, indent=1) + "\n")
         table = evaluation_table
     if result is not None and not args.shard:
         console.print(f"[bold]{configuration.name}[/bold]: {configuration.about}")
@@ -116,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the chunks")
     parser.add_argument("--predictors", type=Path, help="folder with MODEL-METHOD predictors, where none ship")
+    parser.add_argument("--partial", action="store_true", help="run nothing: tables of the chunks done so far, into OUT/partial")
     parser.add_argument("--shard", metavar="I/N", help=argparse.SUPPRESS)
     return parser
 

@@ -21,9 +21,11 @@ Row = dict[str, Any]
 
 
 def result(name: str) -> dict[str, Any] | None:
-    """A result file; None if there is none."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """A result file, or else that of the chunks done so far; None if there is neither."""
+    for path in (RESULTS / f"{name}.json", RESULTS / "partial" / f"{name}.json"):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 def delta(row: Row) -> str:
@@ -78,16 +80,17 @@ def kvcrush_table() -> str:
     found = result("kvcrush")
     if found is None:
         return ""
-    rows = {row["method"]: row for row in found["rows"]}
     body = []
-    for name, row in rows.items():
+    for row in found["rows"]:
+        name = row["method"]
         if name == "dense":
             continue
         base = "h2o" if "h2o" in name else "snapkv"
         own = "random representatives, h2o" if base == "h2o" else "random representatives, seed 0"
         cells = ["–" if name == other else difference(paired_difference(found, name, other, "1/8")) for other in (base, own)]
         body.append([f"`{base}`" if name == base else f"around `{base}`: {name.removesuffix(', h2o')}", delta(row), *cells])
-    return markdown(["", "Δ at 1/8", "less the base alone", "less random representatives"], body)
+    done = f"{found['rows'][0]['chunks']} of {found['configuration']['chunks']} chunks\n\n"
+    return done + markdown(["", "Δ at 1/8", "less the base alone", "less random representatives"], body)
 
 
 def gemma_table() -> str:

@@ -94,11 +94,15 @@ def test_processes_share_chunks_through_a_file(stories, documents, tmp_path):  #
     settings = {"specs": ["h2o:every=4", "random"], "result": out}
     assert run(stories, documents, shard=(1, 2), **settings) is None
     assert (tmp_path / "r.json.partial.1").exists() and not out.exists()
+    some = run(stories, documents, partial=True, **settings)
+    assert {row["chunks"] for row in some["rows"]} == {2} and not out.exists()
     both = run(stories, documents, shard=(0, 2), **settings)
     assert both["rows"] == run(stories, documents, specs=settings["specs"])["rows"] == json.loads(out.read_text())["rows"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
     for wrong in ((2, 2), (-1, 2)):
         with pytest.raises(ConfigError, match="does not exist"):
             run(stories, documents, shard=wrong, **settings)
+    with pytest.raises(ConfigError, match="no chunk of this configuration"):
+        run(stories, documents, partial=True, **{**settings, "result": tmp_path / "other.json"})
     with pytest.raises(ConfigError, match="through a result file"):
         run(stories, documents, shard=(0, 2))

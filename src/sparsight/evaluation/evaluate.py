@@ -50,6 +50,7 @@ def evaluate(
     result: str | Path | None = None,
     progress: Progress | None = None,
     shard: tuple[int, int] | None = None,
+    partial: bool = False,
 ) -> dict[str, Any] | None:
     """Score evenly spread chunks of text, dense and under each selector, and measure what each chooses.
 
@@ -74,6 +75,8 @@ def evaluate(
         progress(chunks done, chunks, note)
     shard : (int, int), optional
         (i, n): of n processes that share a result file this is number i, from 0, and scores every n-th chunk.
+    partial : bool
+        Score nothing: give the figures of the chunks that the result file's partial files hold so far, and write nothing.
 
     Returns
     -------
@@ -101,6 +104,13 @@ def evaluate(
         check_gate(finished)
         return finished
     done = file.chunks_done()
+    if partial:
+        if not done:
+            raise ConfigError(f"no chunk of this configuration is done in {file.partial.name}; run it without partial first")
+        some = sorted(done)
+        figures = _figures(loaded, selectors, [done[i] for i in some], [pieces[i] for i in some], tokens, protocol)
+        check_gate(figures)
+        return {"configuration": file.configuration, **figures, "versions": versions()}
     rules = Rules(loaded, selectors, budgets, protocol, progress) if len(done) < len(pieces) else None
     for i, piece in enumerate(pieces):
         if progress is not None:
