@@ -82,7 +82,7 @@ struct Kernels {
   void (*restore)(const float* x, int format, int cols, float* out);
   // out[i] = row idx[i] . x, an arranged vector; F32 or BF16, rows `stride` bytes apart. A row's sums run in the same order whatever stands beside it.
   void (*dot_rows)(const void* rows, int format, size_t stride, const int32_t* idx, int n, const float* x, int cols, float* out);
-  // acc += sum over i of h[i] * row idx[i], in the order of i; acc is arranged.
+  // acc += sum over i of h[i] * row idx[i], in the order of i; acc is arranged. INT8 too: groups of 32 codes with a float32 scale behind each.
   void (*add_rows)(const void* rows, int format, size_t stride, const int32_t* idx, int n, const float* h, int cols, float* acc);
   uint64_t (*read)(const void* memory, size_t bytes);  // touches every cache line
 };

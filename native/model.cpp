@@ -62,6 +62,7 @@ struct Private {
   std::vector<std::vector<char>> kept;                         // a row: which query heads
   std::vector<float> part, first, guess, other, look, arranged, joined;
   std::vector<int32_t> active;
+  CutScratch cut;
 };
 
 }  // namespace
@@ -127,6 +128,11 @@ class Step {
         empty.neurons.assign(m.layers.size(), std::vector<std::vector<int32_t>>(CHUNKS));
         a.unit_record->assign(batch, empty);
       }
+    }
+    if (a.activations) {
+      const size_t neurons = (size_t)m.layers[0].gate_up.panels / 2 * PANEL;
+      gates.assign(batch, std::vector<float>(neurons)), ups = gates;
+      if (a.inputs_read) a.inputs_read->assign(batch, {});
     }
     columns = std::max({m.embedding.cols, padded(wide) + GROUP, m.layers[0].down.cols, m.head.cols, hidden_width + GROUP});
     for (int b = 0; b < batch; b++) {
@@ -197,12 +203,14 @@ class Step {
   std::vector<Rows> shadows;                // hidden layers that units are foretold from: layer, row
   std::vector<float> chunk_sums, compact;   // of the feed-forward part, arranged; queries of the heads that are computed
   std::vector<std::atomic<int64_t>> computed;
+  Rows gates, ups;                          // of layers whose gate and up are cut
 
   int position(int b) const { return a.sequences[b]->length + offsets[b]; }
   int tokens(int b) const { return position(b) + 1; }
   const LayerUnits* units(int b, int l) const { return a.units.empty() || !a.units[b] ? nullptr : &a.units[b]->layers[l]; }
   bool skips_heads(int b, int l) const { return units(b, l) && units(b, l)->heads != EVERYTHING; }
   bool skips_neurons(int b, int l) const { return units(b, l) && units(b, l)->neurons != EVERYTHING; }
+  bool cuts(int l, int part) const { return a.activations && a.activations->layers[l][part].threshold; }
   size_t row_width() const { return (size_t)(z.hidden + ROW_PAD - 1) / ROW_PAD * ROW_PAD; }
   const Pieces* pieces(int l) const { return any_selects && a.selection->layers[l].selects ? &a.selection->layers[l] : nullptr; }
 
@@ -217,6 +225,15 @@ class Step {
     const int p0 = share(matrix.panels, t, pool.size()), p1 = share(matrix.panels, t + 1, pool.size());
     k.matvec(matrix, p0, p1, (int)x.size(), x.data(), y.data());
     for (float* row : y) add_bias(row, bias, p0 * PANEL, std::min(p1 * PANEL, matrix.rows));
+  }
+
+  // This thread's outputs of a matrix of which only some columns are read; `x` may hold more rows than the batch.
+  void multiply_inputs(int t, int l, int part, Private& own, const std::vector<Input>& x, const std::vector<float*>& y) {
+    std::vector<const float*> from;
+    for (int b = 0; b < batch; b++) from.push_back(x[b].values);
+    std::vector<int> read(batch);
+    multiply_cut(k, m.layers[l].columns[part], a.activations->layers[l][part], batch, from.data(), y.data(), t, pool.size(), own.cut, read.data());
+    for (int b = 0; t == 0 && a.inputs_read && b < batch; b++) (*a.inputs_read)[b][part] += read[b];
   }
 
   void thread(int t) {
@@ -270,8 +287,10 @@ class Step {
       k.rms_norm(own.residual[b].data(), layer.input_norm, own.rows[b].values.data(), z.hidden, z.eps);
       x.push_back(own.rows[b].input(k, layer.query, z.hidden));
     }
-    multiply(t, layer.key, x, pointers(key), layer.key_bias);
-    multiply(t, layer.value, x, pointers(value), layer.value_bias);
+    if (cuts(l, KEY_PART)) multiply_inputs(t, l, KEY_PART, own, x, pointers(key));
+    else multiply(t, layer.key, x, pointers(key), layer.key_bias);
+    if (cuts(l, VALUE_PART)) multiply_inputs(t, l, VALUE_PART, own, x, pointers(value));
+    else multiply(t, layer.value, x, pointers(value), layer.value_bias);
     std::vector<float*> y = pointers(query);
     if (p && p->query == FORESEEN) {
       // The look-ahead queries are multiplied together with the true ones, so that W_Q is read once.
@@ -281,7 +300,10 @@ class Step {
         y.push_back(foreseen[b].data());
       }
     }
-    if (a.units.empty()) {
+    if (cuts(l, QUERY)) {
+      multiply_inputs(t, l, QUERY, own, x, y);
+      if ((int)x.size() > batch) multiply(t, layer.query, {x.begin() + batch, x.end()}, {y.begin() + batch, y.end()}, layer.query_bias);
+    } else if (a.units.empty()) {
       multiply(t, layer.query, x, y, layer.query_bias);
     } else {
       choose_heads(t, l, own);
@@ -440,7 +462,8 @@ class Step {
       i = end;
     }
     for (int b = 0; b < batch; b++) x.push_back(own.rows[b].input(k, layer.attention, wide));
-    multiply_outputs(t, l, own, x);
+    if (cuts(l, HEAD_OUTPUT)) multiply_inputs(t, l, HEAD_OUTPUT, own, x, pointers(attended));
+    else multiply_outputs(t, l, own, x);
     // Every head has been indexed by now.
     if (t == 0 && pieces(l))
       for (int b = 0; b < batch; b++)
@@ -469,6 +492,15 @@ class Step {
       else x.push_back(input), y.push_back(gated[b].data());
     }
     if (whole.empty()) return;
+    if (cuts(l, GATE_PART)) {
+      // Gate and up have as many outputs, so a thread has the same of both.
+      multiply_inputs(t, l, GATE_PART, own, x, pointers(gates));
+      multiply_inputs(t, l, UP_PART, own, x, pointers(ups));
+      int from, to;
+      cut_share(layer.columns[GATE_PART], t, pool.size(), &from, &to);
+      for (int b = 0; b < batch && from < to; b++) k.gate(gates[b].data() + from, ups[b].data() + from, to - from, z.activation);
+      return;
+    }
     const int pairs = layer.gate_up.panels / 2;
     const int p0 = share(pairs, t, pool.size()), p1 = share(pairs, t + 1, pool.size());
     k.matvec(layer.gate_up, 2 * p0, 2 * p1, (int)x.size(), x.data(), y.data());
@@ -484,12 +516,14 @@ class Step {
     std::vector<float*> y;
     for (int b : whole) {
       float* to = own.rows[b].values.data();
-      for (int p = 0; p < layer.gate_up.panels / 2; p++)
+      if (cuts(l, GATE_PART)) std::copy_n(gates[b].begin(), z.intermediate, to);
+      for (int p = 0; !cuts(l, GATE_PART) && p < layer.gate_up.panels / 2; p++)
         memcpy(to + p * PANEL, gated[b].data() + 2 * p * PANEL, std::min(PANEL, z.intermediate - p * PANEL) * sizeof(float));
       x.push_back(own.rows[b].input(k, layer.down, z.intermediate));
       y.push_back(down[b].data());
     }
-    multiply(t, layer.down, x, y, layer.down_bias);
+    if (cuts(l, DOWN)) multiply_inputs(t, l, DOWN, own, x, y);
+    else multiply(t, layer.down, x, y, layer.down_bias);
   }
 
   void predict(int t, Private& own) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cut.h"
 #include "kernels.h"
 #include "pool.h"
 #include "units.h"
@@ -27,6 +28,7 @@ struct Layer {
   int rotary = 0;                                      // which table
   const char* records = nullptr;                       // a neuron: its row of gate, its row of up, its column of W_down
   int record_format = F32;
+  std::array<Columns, PARTS> columns;  // transposed matrices, where they were given
 };
 
 struct Rotary {
@@ -111,6 +113,8 @@ struct StepArguments {
   std::vector<const Units*> units;  // a row, or none at all; null for a row that computes everything
   std::vector<int64_t>*heads_computed = nullptr, *neurons_computed = nullptr;  // a row
   std::vector<UnitRecord>* unit_record = nullptr;  // a row
+  const Activations* activations = nullptr;        // of all rows; null: every input counts
+  std::vector<std::array<int64_t, PARTS>>* inputs_read = nullptr;  // a row: inputs that were read for, summed over layers
 };
 
 class Model {

@@ -167,6 +167,25 @@ struct PyModel {
     held.push_back(object);
   }
 
+  // The transposed matrix: (inputs, bytes of a row).
+  void set_columns(int i, int part, nb::object object, int format) {
+    Layer& l = layer(i);
+    need(part >= 0 && part < PARTS, "no such matrix of a layer");
+    need(format == F32 || format == BF16 || format == INT8, "columns are kept in float32, bfloat16 or int8");
+    const Sizes& z = model.sizes;
+    const int wide = z.query_heads * z.head_dim, kv = z.kv_heads * z.head_dim;
+    const int inputs[PARTS] = {z.hidden, z.hidden, z.hidden, wide, z.hidden, z.hidden, z.intermediate};
+    const int outputs[PARTS] = {wide, kv, kv, z.hidden, z.intermediate, z.intermediate, z.hidden};
+    Columns c{nullptr, format, inputs[part], outputs[part], columns_stride(format, outputs[part])};
+    Bytes found = array<Bytes>(object, "columns");
+    need(found.ndim() == 2 && found.shape(0) == (size_t)c.inputs && found.shape(1) == c.stride,
+         "columns must be (" + text(c.inputs) + ", " + text(c.stride) + ") bytes");
+    need(format == INT8 || aligned(found.data(), format == F32 ? 4 : 2), "columns must be aligned");
+    c.data = (const char*)found.data();
+    l.columns[part] = c;
+    held.push_back(object);
+  }
+
   static const Matrix& matrix(nb::handle object, const std::string& what) {
     need(nb::isinstance<PyMatrix>(object), what + " must be a Matrix");
     return nb::cast<PyMatrix&>(object).matrix;
@@ -403,6 +422,31 @@ struct PyUnits {
   }
 };
 
+struct PyActivations {
+  Activations activations;
+  const Sizes sizes;
+  const PyModel& model;
+  std::vector<nb::object> held;
+
+  explicit PyActivations(const PyModel& m) : sizes(m.model.sizes), model(m) { activations.layers.resize(sizes.layers); }
+
+  void cut(int i, int part, nb::object centre, nb::object threshold, nb::object folded) {
+    need(i >= 0 && i < sizes.layers && part >= 0 && part < PARTS, "no such matrix");
+    const Columns& w = model.model.layers[i].columns[part];
+    need(w.data != nullptr, "layer " + std::to_string(i) + " has no columns of this matrix");
+    Cutting& c = activations.layers[i][part];
+    need(!c.threshold, "a matrix is cut once");
+    c.centre = floats(centre, w.inputs, "centre"), c.threshold = floats(threshold, w.inputs, "threshold");
+    for (int n = 0; n < w.inputs; n++) need(std::isfinite(c.centre[n]) && !std::isnan(c.threshold[n]), "centres must be finite, thresholds numbers");
+    if (!folded.is_none()) c.folded = floats(folded, w.outputs, "folded");
+    held.push_back(centre), held.push_back(threshold), held.push_back(folded);
+  }
+
+  void check() const {
+    for (auto& layer : activations.layers) need(!layer[GATE_PART].threshold == !layer[UP_PART].threshold, "gate and up are cut both, or neither");
+  }
+};
+
 struct PySequence {
   Sequence sequence;
   const Sizes sizes;
@@ -496,7 +540,8 @@ struct PySequence {
 
 std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> sequences, std::vector<int> tokens, Bytes logits,
                       std::optional<PySelection*> selection, std::vector<int> budgets, int sinks, int window, int interval, int pages, float page_share,
-                      nb::object record, std::vector<std::optional<PyUnits*>> units, nb::object computed) {
+                      nb::object record, std::vector<std::optional<PyUnits*>> units, nb::object computed,
+                      std::optional<PyActivations*> activations, nb::object inputs_read) {
   need(model.sealed, "the model is not complete");
   const Sizes& z = model.model.sizes;
   const size_t batch = sequences.size();
@@ -506,7 +551,7 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
     need(sequences[b] != nullptr, "a row needs a sequence");
     if (b && sequences[b] == sequences[b - 1]) {
       need(!selection, "several rows of a sequence are read densely");
-      need(units.empty(), "several rows of a sequence are computed densely");
+      need(units.empty() && !activations, "several rows of a sequence are computed densely");
       continue;
     }
     distinct++;
@@ -536,6 +581,15 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
     any = any || u;
   }
   if (!any) a.units.clear();
+  std::vector<std::array<int64_t, PARTS>> read_for;
+  if (activations) {
+    need(&(*activations)->model == &model, "the activations are of another model");
+    need(!any, "units and inputs are not left out together");
+    (*activations)->check();
+    a.activations = &(*activations)->activations;
+    need(inputs_read.is_none() || nb::isinstance<nb::list>(inputs_read), "what is read is counted in a list");
+    a.inputs_read = &read_for;
+  }
   std::vector<int64_t> heads_computed(batch), neurons_computed(batch);
   std::vector<UnitRecord> unit_records;
   if (any) a.heads_computed = &heads_computed, a.neurons_computed = &neurons_computed;
@@ -593,6 +647,8 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
       out.append(heads);
     }
   }
+  if (activations && !inputs_read.is_none())
+    for (auto& row : read_for) nb::cast<nb::list>(inputs_read).append(nb::cast(std::vector<int64_t>(row.begin(), row.end())));
   // A row each: heads and neurons computed and, recorded, which of them by layer.
   if (!computed.is_none())
     for (size_t b = 0; b < batch; b++) {
@@ -765,6 +821,30 @@ void some_rows(const std::string& name, Pool& pool, Bytes weight, int format, In
   }
 }
 
+// Rows of x through a matrix of which only some columns are read; how many for each.
+std::vector<int> cut_columns(const std::string& name, Pool& pool, Bytes columns, int format, int outputs, Table x, Floats centre, Floats threshold,
+                             std::optional<Floats> folded, Floats out) {
+  const Kernels& k = level(name);
+  need(format == F32 || format == BF16 || format == INT8, "columns are kept in float32, bfloat16 or int8");
+  need(outputs >= 1 && outputs <= 1 << 28 && columns.ndim() == 2 && columns.shape(0) <= 1u << 28, "columns must be (inputs, bytes)");
+  const Columns w{(const char*)columns.data(), format, (int)columns.shape(0), outputs, columns_stride(format, outputs)};
+  need(columns.shape(1) == w.stride && (format == INT8 || aligned(columns.data(), format == F32 ? 4 : 2)), "columns must be (inputs, " + text(w.stride) + ") bytes, aligned");
+  const size_t batch = x.shape(0);
+  need(x.shape(1) == (size_t)w.inputs && centre.shape(0) == (size_t)w.inputs && threshold.shape(0) == (size_t)w.inputs, "the vectors do not fit the inputs");
+  need(out.shape(0) == batch * outputs && (!folded || folded->shape(0) == (size_t)outputs), "the vectors do not fit the outputs");
+  const Cutting cut{centre.data(), threshold.data(), folded ? folded->data() : nullptr};
+  std::vector<const float*> from;
+  std::vector<float*> to;
+  for (size_t b = 0; b < batch; b++) from.push_back(x.data() + b * w.inputs), to.push_back(out.data() + b * outputs);
+  std::vector<int> read(batch);
+  std::vector<CutScratch> scratch(pool.size());
+  {
+    nb::gil_scoped_release release;
+    pool.run([&](int t) { multiply_cut(k, w, cut, (int)batch, from.data(), to.data(), t, pool.size(), scratch[t], t ? nullptr : read.data()); });
+  }
+  return read;
+}
+
 nb::object test_vector(const std::string& name, const std::string& what, Floats x, Floats weight, Floats other) {
   const Kernels& k = level(name);
   const int n = (int)x.shape(0);
@@ -870,6 +950,7 @@ NB_MODULE(_native, m) {
       .def("set_rotary", &PyModel::set_rotary)
       .def("set_table", &PyModel::set_table)
       .def("set_records", &PyModel::set_records)
+      .def("set_columns", &PyModel::set_columns, "layer"_a, "part"_a, "columns"_a, "format"_a)
       .def("set_ends", &PyModel::set_ends)
       .def("seal", &PyModel::seal);
   nb::class_<PySelection>(m, "Selection")
@@ -885,6 +966,9 @@ NB_MODULE(_native, m) {
       .def("give_neurons", &PyUnits::give_neurons, "layer"_a, "kept"_a)
       .def("foretell_neurons", &PyUnits::foretell_neurons, "layer"_a, "cut"_a, "producer"_a, "weight"_a, "bias"_a)
       .def("gate_neurons", &PyUnits::gate_neurons, "layer"_a, "cut"_a, "first"_a, "scale"_a, "left"_a.none(), "right"_a.none(), "spread"_a.none());
+  nb::class_<PyActivations>(m, "Activations")
+      .def(nb::init<const PyModel&>(), "model"_a, nb::keep_alive<1, 2>())
+      .def("cut", &PyActivations::cut, "layer"_a, "part"_a, "centre"_a, "threshold"_a, "folded"_a.none());
   nb::class_<PySequence>(m, "Sequence")
       .def(nb::init<const PyModel&>())
       .def("bind", &PySequence::bind, "layer"_a, "keys"_a, "values"_a, "offset"_a = 0)
@@ -894,7 +978,10 @@ NB_MODULE(_native, m) {
       .def("forget_choices", &PySequence::forget_choices)
       .def_prop_rw("length", [](const PySequence& s) { return s.sequence.length; }, &PySequence::set_length);
   m.def("step", &step, "model"_a, "pool"_a, "sequences"_a, "tokens"_a, "logits"_a.noconvert(), "selection"_a.none(), "budgets"_a, "sinks"_a, "window"_a,
-        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a = nb::list(), "computed"_a.none() = nb::none());
+        "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a = nb::list(), "computed"_a.none() = nb::none(),
+        "activations"_a.none() = nb::none(), "inputs_read"_a.none() = nb::none());
+  m.def("cut_columns", &cut_columns, "level"_a, "pool"_a, "columns"_a.noconvert(), "format"_a, "outputs"_a, "x"_a.noconvert(), "centre"_a.noconvert(),
+        "threshold"_a.noconvert(), "folded"_a.none(), "out"_a.noconvert(), "Inputs of each row that were read for.");
   m.def("some_rows", &some_rows, "level"_a, "pool"_a, "weight"_a.noconvert(), "format"_a, "active"_a.noconvert(), "x"_a.noconvert(),
         "out"_a.noconvert(), "columns"_a);
   m.def("read_bandwidth", &read_bandwidth, "Bytes a second read from memory: the best of `repeats`.");

@@ -53,6 +53,7 @@ inline vf load_even(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_
 inline vf load_odd(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i*)p), _mm256_set1_epi32((int)0xffff0000)));
 }
+inline vf load_codes(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 inline vf load_fp16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline void store_int8(int8_t* p, vf a) {
   __m256i x = _mm256_cvtps_epi32(a);
@@ -125,5 +126,6 @@ inline __m256i keys_zero() { return _mm256_setzero_si256(); }
 inline __m256i dot_keys(__m256i a, vkeys k, const int16_t* q) { return _mm256_add_epi32(a, _mm256_madd_epi16(k, four(q))); }
 inline vf keys_float(__m256i a) { return _mm256_cvtepi32_ps(a); }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace

@@ -135,6 +135,16 @@ inline int compress(const uint32_t* keys, unsigned mask, uint32_t* out) {
   return __builtin_popcount(mask);
 }
 
+inline vf load_codes(const int8_t* p) {
+#ifdef SPARSIGHT_EMULATE_AVX512
+  float f[16];
+  for (int i = 0; i < 16; i++) f[i] = (float)p[i];
+  return _mm512_loadu_ps(f);
+#else
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#endif
+}
+
 inline __m512i four(const void* x) { int32_t d; memcpy(&d, x, 4); return _mm512_set1_epi32(d); }
 
 using vacc = __m512i;  // int32 lanes
@@ -159,5 +169,6 @@ inline __m512i keys_zero() { return _mm512_setzero_si512(); }
 inline __m512i dot_keys(__m512i a, vkeys k, const int16_t* q) { return _mm512_add_epi32(a, _mm512_madd_epi16(k, four(q))); }
 inline vf keys_float(__m512i a) { return _mm512_cvtepi32_ps(a); }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace

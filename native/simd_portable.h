@@ -79,6 +79,8 @@ inline int compress(const uint32_t* keys, unsigned mask, uint32_t* out) {
   return n;
 }
 
+inline vf load_codes(const int8_t* p) { vf r; EACH r.v[i] = (float)p[i]; return r; }
+
 // Sums of products of W rows, four columns of bytes at a time; `x` points to four int8.
 struct vacc { int32_t v[W]; };
 inline vacc acc_zero() { vacc r; EACH r.v[i] = 0; return r; }
@@ -110,6 +112,7 @@ inline vacc dot_keys(vacc a, vkeys k, const int16_t* q) {
 inline vf keys_float(vacc a) { return acc_float(a); }
 inline vacc keys_zero() { return acc_zero(); }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 #undef EACH
 
 }  // namespace

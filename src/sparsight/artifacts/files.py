@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 from ..errors import ArtifactError, StorageError
 
-KIND, UNITS = "sparsight-predictor", "sparsight-units"
-KINDS = (KIND, UNITS)
-"""Values of the key `kind` in the config.json of a predictor folder: it foresees tokens, or heads and neurons."""
+KIND, UNITS, ACTIVATIONS = "sparsight-predictor", "sparsight-units", "sparsight-activations"
+KINDS = (KIND, UNITS, ACTIVATIONS)
+"""Values of the key `kind` in the config.json of a folder: it foresees tokens, or heads and neurons, or holds thresholds of activations."""
 
 _LEFTOVER = re.compile(r"checkpoint\.safetensors|\..+\.[0-9a-f]{12}\.tmp")
 # What training, or a kill of it, may leave in a predictor's folder. It goes when the finished predictor is written.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArtifactError, ConfigError, StorageError
-from .files import KIND, read_bytes
+from .files import ACTIVATIONS, KIND, UNITS, read_bytes
 from .store import SHINGLES, Artifact
 
 
@@ -53,13 +53,14 @@ def restore(
     where = place(artifact)
     if artifact.kind != kind:
         right = option(artifact.kind)
-        raise ArtifactError(f"{where} is for {right}, not for {option(kind)}; write {right} {artifact.method}={artifact.folder}")
+        spec = artifact.folder if artifact.kind == ACTIVATIONS else f"{artifact.method}={artifact.folder}"
+        raise ArtifactError(f"{where} is for {right}, not for {option(kind)}; write {right} {spec}")
     if fingerprint is not None and fingerprint != artifact.model_fingerprint:
         raise ArtifactError(
             f"{where} is for the model {artifact.model_name!r} (fingerprint {artifact.model_fingerprint[:12]}), but "
             "came with "
-            f"{model_name!r} (fingerprint {fingerprint[:12]}); use a predictor of this model, or train one: "
-            f"sparsight train --model {model_name} --method {artifact.method} --out DIR"
+            f"{model_name!r} (fingerprint {fingerprint[:12]}); use one of this model, or make it: sparsight "
+            f"{'calibrate' if kind == ACTIVATIONS else 'train'} --model {model_name} --method {artifact.method} --out DIR"
         )
     stored = stored_geometry(artifact)
     geometry = stored if geometry is None else geometry
@@ -98,7 +99,7 @@ def place(artifact: Artifact) -> str:
 
 def option(kind: str) -> str:
     """The command line's option that takes artifacts of a kind."""
-    return "--select" if kind == KIND else "--units"
+    return {KIND: "--select", UNITS: "--units", ACTIVATIONS: "--activations"}[kind]
 
 
 def shipped_artifact(kind: str, name: str, fingerprint: str) -> Path | None:

@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_speed(kinds: argparse._SubParsersAction) -> None:
     from .options import (
         DEFAULT_MODEL,
+        add_activations_option,
         add_budget_option,
         add_rule_options,
         add_select_option,
@@ -59,6 +60,7 @@ def _add_speed(kinds: argparse._SubParsersAction) -> None:
     add_budget_option(parser, many=True)
     add_rule_options(parser)
     add_unit_options(parser, many=True)
+    add_activations_option(parser, many=True)
     parser.add_argument(
         "--against", **many, choices=("llama.cpp", "transformers"), help="other engines to time on the same model"
     )
@@ -93,6 +95,8 @@ def run_speed(args: argparse.Namespace) -> int:
     loaded = _load(args)
     if args.units:
         grid = replace(grid, units=tuple(_unit_plans(loaded, args)))
+    if args.activations:
+        grid = replace(grid, activations=tuple(_activations(loaded, args.activations)))
     with bar("timing") as update:
         result = measure_speed(loaded, grid, update)
     if args.json:
@@ -110,6 +114,16 @@ def _unit_plans(loaded, args: argparse.Namespace):
             one = argparse.Namespace(**{**vars(args), "units": spec, "unit_sparsity": wanted})
             plan = make_unit_plan(loaded, one)
             yield plan.units.name, plan
+
+
+def _activations(loaded, folders: list[str]):
+    """Cuts by a name: the method's, with the folder where several are of one method."""
+    from .options import load_activations
+
+    made = {folder: load_activations(loaded, folder) for folder in dict.fromkeys(folders)}
+    names = [method.name for method in made.values()]
+    for folder, method in made.items():
+        yield method.name if names.count(method.name) == 1 else f"{method.name} {folder}", method
 
 
 def _load(args: argparse.Namespace):

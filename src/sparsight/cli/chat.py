@@ -12,6 +12,7 @@ from ..errors import SparsightError, TextError
 from .console import spinner
 from .generate import LARGEST_PROMPT, as_text, say_note, summary
 from .options import (
+    add_activations_option,
     add_budget_option,
     add_model_options,
     add_rule_options,
@@ -19,6 +20,7 @@ from .options import (
     add_sampling_options,
     add_select_option,
     add_unit_options,
+    load_activations,
     load_model,
     make_plan,
     make_unit_plan,
@@ -45,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_budget_option(parser)
     add_rule_options(parser)
     add_unit_options(parser)
+    add_activations_option(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message that the conversation begins with")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="end an answer after N tokens (default: 256)"
@@ -62,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.generate import Decoding
 
     Decoding(args.max_new_tokens, args.temperature, args.top_p)  # what is wrong with it is said before the first turn
-    talk = Conversation(loaded, plan, args.system, runtime=args.runtime, weights=args.weights, threads=args.threads, units=units)
+    how = {"runtime": args.runtime, "weights": args.weights, "threads": args.threads}
+    talk = Conversation(loaded, plan, args.system, units=units, activations=load_activations(loaded, args.activations), **how)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         sys.stderr.write(f"{loaded.name}; {RESET} starts over, {EXIT} ends\n")

@@ -9,6 +9,7 @@ from dataclasses import replace
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb."""
     from .options import (
+        add_activations_option,
         add_budget_option,
         add_model_options,
         add_rule_options,
@@ -32,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_budget_option(parser, many=True)
     add_rule_options(parser)
     add_unit_options(parser, many=True)
-    parser.add_argument("--prompt", type=int, metavar="N", help="with --units: tokens of a chunk that are not scored (default: half)")
+    add_activations_option(parser, many=True)
+    parser.add_argument("--cut-prompt", action="store_true", help="with --activations: cut the rows of the prompt too")
+    parser.add_argument("--prompt", type=int, metavar="N", help="with --units or --activations: tokens that are not scored (default: half)")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -74,9 +77,20 @@ def run(args: argparse.Namespace) -> int:
     from .options import DEFAULT_BUDGET, load_model
     from .progress import bar
 
+    if args.units and args.activations:
+        raise ConfigError("--units and --activations are evaluated one by one; leave one of the two out")
     if args.units:
         return _run_units(args)
-    for option in ("unit_sparsity", "unit_heads", "mode", "prompt", "mask_prompt"):
+    for option in ("unit_sparsity", "unit_heads", "mode"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} needs a method that chooses heads and neurons; add --units gated, or leave it out")
+    if args.activations:
+        from .activations import run_activations
+
+        return run_activations(args)
+    if args.cut_prompt:
+        raise ConfigError("--cut-prompt is for matrices cut by their inputs; add --activations DIR, or leave it out")
+    for option in ("prompt", "mask_prompt"):
         if getattr(args, option):
             raise ConfigError(f"--{option.replace('_', '-')} needs a method that chooses heads and neurons; add --units gated, or leave it out")
     if not args.select:
@@ -117,32 +131,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_units(args: argparse.Namespace) -> int:
     """Evaluate heads and neurons left out."""
-    from ..errors import ConfigError
     from ..evaluation.units import UnitProtocol, evaluate_units
     from ..report.unit_tables import unit_table
-    from ..runtime import Budget
-    from ..tokens.pretrained import resolve
     from ..training import read_documents
     from .console import output
-    from .options import DEFAULT_BUDGET, DEFAULT_SPARSITY, load_model
+    from .options import DEFAULT_SPARSITY, load_model
     from .progress import bar
 
-    if args.simulate_prefill or args.thresholds or args.adaptive:
-        raise ConfigError("--simulate-prefill, --adaptive and --thresholds are for choosing tokens; leave them out with --units")
+    check_beside(args, "--units")
     if args.tasks:
         return _run_tasks(args)
-    if not args.text:
-        raise ConfigError("--units has nothing to be scored on; give --text files or folders, or --tasks")
-    if len(args.select or ()) > 1 or len(args.budget or ()) > 1:
-        raise ConfigError("with --units tokens are chosen by one method at one budget; give one --select and one --budget")
-    if args.budget and not args.select:
-        raise ConfigError("--budget needs a method that chooses the tokens; add --select foresight, or leave it out")
     protocol = UnitProtocol(args.length, args.chunks, args.prompt)
     documents = read_documents(args.text)
     loaded = load_model(args)
-    select = None
-    if args.select:
-        select = (resolve(args.select[0], loaded, args.index_dtype), (args.budget or [Budget.parse(DEFAULT_BUDGET)])[0])
+    select = selection_beside(loaded, args)
     with bar("evaluating") as update:
         result = evaluate_units(
             loaded,
@@ -162,6 +164,31 @@ def _run_units(args: argparse.Namespace) -> int:
         )
     output().print(unit_table(result["rows"]))
     return 0
+
+
+def check_beside(args: argparse.Namespace, option: str) -> None:
+    """Raise `ConfigError` if tokens are to be chosen in a way that does not go with an option, or there is nothing to score."""
+    from ..errors import ConfigError
+
+    if args.simulate_prefill or args.thresholds or args.adaptive:
+        raise ConfigError(f"--simulate-prefill, --adaptive and --thresholds are for choosing tokens; leave them out with {option}")
+    if not args.tasks and not args.text:
+        raise ConfigError(f"{option} has nothing to be scored on; give --text files or folders, or --tasks")
+    if len(args.select or ()) > 1 or len(args.budget or ()) > 1:
+        raise ConfigError(f"with {option} tokens are chosen by one method at one budget; give one --select and one --budget")
+    if args.budget and not args.select:
+        raise ConfigError("--budget needs a method that chooses the tokens; add --select foresight, or leave it out")
+
+
+def selection_beside(loaded, args: argparse.Namespace):
+    """Selector and budget of `--select` and `--budget`, or None."""
+    from ..runtime import Budget
+    from ..tokens.pretrained import resolve
+    from .options import DEFAULT_BUDGET
+
+    if not args.select:
+        return None
+    return resolve(args.select[0], loaded, args.index_dtype), (args.budget or [Budget.parse(DEFAULT_BUDGET)])[0]
 
 
 def _run_tasks(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, StorageError, TextError
 from .console import spinner
 from .options import (
+    add_activations_option,
     add_budget_option,
     add_model_options,
     add_rule_options,
@@ -18,12 +19,14 @@ from .options import (
     add_sampling_options,
     add_select_option,
     add_unit_options,
+    load_activations,
     load_model,
     make_plan,
     make_unit_plan,
 )
 
 if TYPE_CHECKING:
+    from ..activations import ActivationMethod
     from ..models import LoadedModel
     from ..runtime import Generation, Plan
     from ..runtime.units import UnitPlan
@@ -50,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_budget_option(parser)
     add_rule_options(parser)
     add_unit_options(parser)
+    add_activations_option(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -85,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_model(args)
     plan = make_plan(loaded, args.select, args.budget, args)
     units = make_unit_plan(loaded, args)
+    activations = load_activations(loaded, args.activations)
     from ..runtime import generate
 
     streaming = not args.json and len(prompts) == 1 and args.beams == 1
@@ -110,10 +115,11 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             threads=args.threads,
             units=units,
+            activations=activations,
         )
     say_note(made[0])
     if args.json:
-        objects = [as_json(one, loaded, args.select, plan, args.seed, units) for one in made]
+        objects = [as_json(one, loaded, args.select, plan, args.seed, units, activations) for one in made]
         sys.stdout.write(json.dumps(objects if len(objects) > 1 else objects[0], ensure_ascii=False) + "\n")
         return 0
     for number, one in enumerate(made, 1):
@@ -207,7 +213,13 @@ def _read(file: str, where: str) -> bytes:
 
 
 def as_json(
-    made: Generation, loaded: LoadedModel, select: str | None, plan: Plan | None, seed: int, units: UnitPlan | None = None
+    made: Generation,
+    loaded: LoadedModel,
+    select: str | None,
+    plan: Plan | None,
+    seed: int,
+    units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> dict[str, Any]:
     """The result with all that is needed to get it again beside the prompt and the sampling settings; times are of the whole batch."""
     return {
@@ -224,6 +236,7 @@ def as_json(
         "rule": None if plan is None else {key: getattr(plan.rule, key) for key in RULE},
         "index_dtype": None if plan is None else getattr(plan.selector.config, "index_dtype", None),
         **unit_fields(made, units),
+        **({} if activations is None else {"activations": activations.name, "target": activations.target, "sparsity": made.sparsity}),
         "seed": seed,
         "runtime": made.runtime,
         "weights": made.weights,
@@ -256,7 +269,8 @@ def summary(made: Generation) -> str:
     read = f"; {made.share_read:.1%} of the cached tokens read where layers choose" if made.share_read < 1 else ""
     skipped = [f"{share:.0%} of the {kind}" for kind, share in (("heads", made.heads_skipped), ("neurons", made.neurons_skipped)) if share]
     left_out = f"; left out: {' and '.join(skipped)}" if skipped else ""
-    return f"{prompt}, {pace}{read}{left_out}"
+    unread = f"; {made.sparsity:.0%} of the matrices not read" if made.sparsity else ""
+    return f"{prompt}, {pace}{read}{left_out}{unread}"
 
 
 def _speed(made: Generation) -> float:

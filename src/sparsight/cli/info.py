@@ -61,12 +61,13 @@ def from_folder(folder: Path) -> Artifact:
     ------
     ArtifactError, StorageError
     """
-    from ..artifacts import UNITS, load_artifact
+    from ..activations import pretrained as activations
+    from ..artifacts import ACTIVATIONS, UNITS, load_artifact
     from ..tokens import pretrained as tokens
     from ..units import pretrained as units
 
     kind = load_artifact(folder)[0].kind
-    return (units if kind == UNITS else tokens).from_pretrained(folder).artifact
+    return {UNITS: units, ACTIVATIONS: activations}.get(kind, tokens).from_pretrained(folder).artifact
 
 
 def locate(name: str) -> list[Path]:

@@ -13,6 +13,7 @@ from ..errors import ConfigError, SparsightError
 from .console import spinner
 
 if TYPE_CHECKING:
+    from ..activations import ActivationMethod
     from ..models import LoadedModel
     from ..runtime import Budget, Plan
     from ..runtime.units import UnitPlan
@@ -137,6 +138,31 @@ def add_unit_options(parser: argparse.ArgumentParser, many: bool = False) -> Non
         default="threshold",
         help="neurons of each token by a calibrated threshold, or as many for every token (default: threshold)",
     )
+
+
+def add_activations_option(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add `--activations`: one folder, or with `many` one or more."""
+    how = {"nargs": "+", "action": "extend"} if many else {}
+    parser.add_argument(
+        "--activations",
+        metavar="DIR",
+        help="folder of 'sparsight calibrate': columns of weights whose inputs are near their centres are not read",
+        **how,
+    )
+
+
+def load_activations(loaded: LoadedModel, folder: str | None) -> ActivationMethod | None:
+    """What `--activations` names; None without it.
+
+    Raises
+    ------
+    ArtifactError, StorageError
+    """
+    if folder is None:
+        return None
+    from ..activations.pretrained import from_pretrained
+
+    return from_pretrained(folder, loaded)
 
 
 def sparsity(text: str) -> Sparsity:

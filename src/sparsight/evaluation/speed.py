@@ -25,8 +25,8 @@ from ..training.shipped_text import shipped_documents
 from ..training.text import Document, hash_documents, token_stream
 from .evaluate import versions
 from .rivals import Rival, llama_cpp_rival, transformers_rival
-from .speed_grid import STEPS, TURNS, SpeedGrid, check_units_native, make_plans
-from .speed_steps import Candidate, FilledCache, NativeSteps, RivalSteps, UnitSteps, interleave
+from .speed_grid import STEPS, TURNS, SpeedGrid, check_activations_native, check_units_native, make_plans
+from .speed_steps import ActivationSteps, Candidate, FilledCache, NativeSteps, RivalSteps, UnitSteps, interleave
 
 FORMAT = 1
 BENCHMARK = "speed"
@@ -68,9 +68,10 @@ def measure_speed(loaded: LoadedModel, grid: SpeedGrid | None = None, progress: 
     grid = (grid or SpeedGrid()).settled(loaded)
     plans = make_plans(loaded, grid)
     check_units_native(loaded, grid)
+    check_activations_native(loaded, grid)
     ids, text = _tokens(loaded, max(grid.contexts))
     begin = _load_average()
-    counter = _Counter(progress, _signs(loaded, grid, len(plans) + len(grid.units)))
+    counter = _Counter(progress, _signs(loaded, grid, len(plans) + len(grid.units) + len(grid.activations)))
     rows: list[dict[str, Any]] = []
     rivals: list[dict[str, Any]] = []
     bandwidth: dict[str, float] = {}
@@ -199,6 +200,7 @@ def _measure_threads(
         caches = [FilledCache(decoder, ids, grid.rule.interval, loaded.tokenizer is None) for decoder in decoders]
         candidates: list[Candidate] = [NativeSteps(cache, spec, plan) for cache in caches for spec, plan in plans]
         candidates += [UnitSteps(cache, name, units) for cache in caches for name, units in grid.units]
+        candidates += [ActivationSteps(cache, name, method) for cache in caches for name, method in grid.activations]
         candidates += [RivalSteps(rival, **variant) for rival, variant in rivals]
         for rival, _ in rivals:
             counter.say(f"prefill of {len(ids):,} tokens, {rival.runtime} {rival.weights}, {_threads(threads)}")
@@ -274,6 +276,7 @@ def _row(candidate: Candidate, samples: Sequence[float], context: int, threads: 
         "ms_p10": low,
         "ms_p90": high,
         "bytes_per_token": candidate.bytes_per_token(context),
+        **({"sparsity": candidate.sparsity} if isinstance(candidate, ActivationSteps) else {}),
     }
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ..activations import ActivationMethod
 from ..errors import ConfigError
 from ..models import LoadedModel
 from ..models.random_shapes import is_random_shape
 from ..ops.packing import FORMATS
 from ..runtime import Budget, Plan, Rule
-from ..runtime.decoder import default_format, why_not_native, why_not_native_model, why_not_native_units
+from ..runtime.activations import check_activations
+from ..runtime.decoder import (
+    default_format,
+    why_not_native,
+    why_not_native_activations,
+    why_not_native_model,
+    why_not_native_units,
+)
 from ..runtime.decoder.units import FORMATS as UNIT_FORMATS
 from ..runtime.units import UnitPlan, check_units, why_not_pieces
 from ..tokens import method
@@ -46,6 +54,8 @@ class SpeedGrid:
         What a predictor keeps its importance keys in.
     units : tuple of (str, UnitPlan)
         Heads and neurons left out, by a name to call them; the native decoder needs weights that are not integers for that.
+    activations : tuple of (str, ActivationMethod)
+        Matrices cut by their inputs, by a name to call them; not with int4.
     against : tuple of {"llama.cpp", "transformers"}
     repeats : int
         Of `TURNS` turns of `STEPS` counted steps each.
@@ -59,6 +69,7 @@ class SpeedGrid:
     rule: Rule = Rule()
     index_dtype: str | None = None
     units: tuple[tuple[str, UnitPlan], ...] = ()
+    activations: tuple[tuple[str, ActivationMethod], ...] = ()
     against: tuple[str, ...] = ()
     repeats: int = 5
 
@@ -74,12 +85,13 @@ class SpeedGrid:
         """
         limit = loaded.anatomy.context_length
         shipped = tuple(name for name in SHIPPED if find_shipped(name, loaded.fingerprint) is not None)
+        asked = self.select or self.units or self.activations
         given = {name: tuple(dict.fromkeys(getattr(self, name))) for name in ("threads", "budgets", "against")}
         grid = replace(
             self,
             contexts=tuple(sorted(set(self.contexts))) or tuple(c for c in CONTEXTS if c <= limit) or (limit,),
             weights=tuple(dict.fromkeys(self.weights)) or (self._default_weights(loaded),),
-            select=tuple(dict.fromkeys(spec for spec in self.select if spec != DENSE)) if self.select or self.units else shipped,
+            select=tuple(dict.fromkeys(spec for spec in self.select if spec != DENSE)) if asked else shipped,
             **given,
         )
         if (context := max(grid.contexts)) > limit:
@@ -95,7 +107,7 @@ class SpeedGrid:
 
     def _default_weights(self, loaded: LoadedModel) -> str:
         """What is measured if nothing is said."""
-        if self.units and default_format(loaded) not in UNIT_FORMATS:
+        if (self.units or self.activations) and default_format(loaded) not in UNIT_FORMATS:
             return "bf16"
         return default_format(loaded)
 
@@ -118,6 +130,15 @@ def check_units_native(loaded: LoadedModel, grid: SpeedGrid) -> None:
         for weights in grid.weights:
             reason = why_not_pieces(plan) or why_not_native_units(loaded, weights, plan.sparsity.heads > 0, plan.sparsity.neurons > 0)
             if reason is not None:
+                raise ConfigError(f"the native decoder cannot run {name!r} as asked for: {reason}; leave that out")
+
+
+def check_activations_native(loaded: LoadedModel, grid: SpeedGrid) -> None:
+    """Raise `ConfigError` if the native decoder cannot cut matrices as asked for."""
+    for name, cuts in grid.activations:
+        check_activations(loaded, cuts)
+        for weights in grid.weights:
+            if (reason := why_not_native_activations(loaded, cuts, weights)) is not None:
                 raise ConfigError(f"the native decoder cannot run {name!r} as asked for: {reason}; leave that out")
 
 

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
+from ..activations import ActivationMethod
 from ..runtime import Plan
-from ..runtime.decoder import Decoder, DecoderSequence, NativeUnits
+from ..runtime.decoder import ActivationCounts, Decoder, DecoderSequence, NativeUnits
+from ..runtime.decoder.loop import native_activations
 from ..runtime.units import Choices, PromptRecord, UnitPlan, recorded, unit_pieces
 from ..units import Prompt
 from .rivals import Rival
@@ -200,6 +202,50 @@ class UnitSteps(NativeSteps):
         self._sequence.crop(-1)
         heads, neurons, *_ = step.units[0]
         self._computed, self._steps = [self._computed[0] + heads, self._computed[1] + neurons], self._steps + 1
+        return seconds
+
+
+class ActivationSteps(NativeSteps):
+    """Steps of the native decoder with matrices cut by their inputs, each with another token of the text at the same place.
+
+    Parameters
+    ----------
+    cache : FilledCache
+    name : str
+        What the method is called.
+    method : ActivationMethod
+    """
+
+    def __init__(self, cache: FilledCache, name: str, method: ActivationMethod) -> None:
+        super().__init__(cache, name, None)
+        self._cuts = native_activations(self._decoder, method)
+        self.identity["budget"] = None if method.target is None else f"target {method.target:g}"
+        self._at, self._counts = 0, ActivationCounts(self._cuts)
+
+    def at(self, context: int) -> None:
+        super().at(context)
+        self._counts = ActivationCounts(self._cuts)
+
+    def sample(self, steps: int) -> list[float]:
+        self._step()
+        return [self._step() for _ in range(steps)]
+
+    def bytes_per_token(self, context: int) -> float:
+        return self._decoder.bytes_per_token(context, activations=self._cuts, shares=self._counts.shares)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the elements of all layers' matrices that the steps at this context did not read."""
+        return self._cuts.sparsity(self._counts.shares)
+
+    def _step(self) -> float:
+        token = self._cache.ids[self._at % len(self._cache.ids)]
+        self._at += 1
+        start = time.perf_counter()
+        step = self._decoder.step([self._sequence], [token], activations=self._cuts)
+        seconds = time.perf_counter() - start
+        self._sequence.crop(-1)
+        self._counts.add(step)
         return seconds
 
 

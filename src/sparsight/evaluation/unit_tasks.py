@@ -1,8 +1,8 @@
-"""Multiple-choice tasks with heads and neurons left out, each beside the dense model on the same items."""
+"""Multiple-choice tasks with heads and neurons left out, or matrices cut, each beside the dense model on the same items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from ..activations import ActivationMethod
 from ..errors import ConfigError
 from ..models import LoadedModel
+from ..runtime.activations import apply_activations, check_activations
 from ..runtime.units import Choices, PromptRecord, Tally, UnitPlan, masked, recorded
 from .tasks.multiple_choice import TASKS, multiple_choice, paired_difference
 
@@ -75,21 +77,75 @@ class ChoiceScorer:
             cache = DynamicCache(config=self.loaded.model.config)
         elif (surplus := cache.get_seq_length() - held) > 0:
             cache.crop(-surplus)
-        if choices is None:
-            logits = self._run(rows, cache)
-        else:
-            with masked(self.loaded.model, self.loaded.anatomy, choices) as tally:
-                logits = self._run(rows, cache)
-            for kind in ("heads", "neurons"):
-                self.tally.add(kind, tally.computed[kind], tally.held[kind])
+        logits = self._cut(rows, cache, choices)
         told = torch.tensor(continuation, device=logits.device)
         scores = logits[-len(told) :].float().log_softmax(dim=-1)
         return float(scores.gather(1, told[:, None]).sum()), bool((scores.argmax(dim=-1) == told).all())
+
+    def _cut(self, rows: list[int], cache: DynamicCache, choices: Choices | None) -> Tensor:
+        """Logits of rows that leave out what is to be left out."""
+        if choices is None:
+            return self._run(rows, cache)
+        with masked(self.loaded.model, self.loaded.anatomy, choices) as tally:
+            logits = self._run(rows, cache)
+        for kind in ("heads", "neurons"):
+            self.tally.add(kind, tally.computed[kind], tally.held[kind])
+        return logits
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        """What a row says of what was left out."""
+        sparsity = None if self.plan is None else str(self.plan.sparsity)
+        return {"sparsity": sparsity, "heads": self.tally.dropped("heads"), "neurons": self.tally.dropped("neurons")}
 
     def _run(self, ids: list[int], cache: DynamicCache) -> Tensor:
         with torch.no_grad():
             given = torch.tensor([ids], device=self.loaded.model.device)
             return self.loaded.model(given, past_key_values=cache, use_cache=True).logits[0]
+
+
+class CutScorer(ChoiceScorer):
+    """The same with matrices cut by their inputs.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    method : ActivationMethod
+    mask_prompt : bool
+        Cut the prompt too.
+    """
+
+    def __init__(self, loaded: LoadedModel, method: ActivationMethod, mask_prompt: bool = False) -> None:
+        super().__init__(loaded, None, mask_prompt)
+        self.method, self._sparsity, self._rows = method, 0.0, 0
+
+    def _cut(self, rows: list[int], cache: DynamicCache, choices: Choices | None) -> Tensor:
+        with apply_activations(self.loaded, self.method, "all") as run:
+            logits = self._run(rows, cache)
+        self._sparsity, self._rows = self._sparsity + run.sparsity * len(rows), self._rows + len(rows)
+        return logits
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        return {"sparsity": self._sparsity / self._rows if self._rows else 0.0}
+
+
+def evaluate_activation_tasks(
+    loaded: LoadedModel,
+    methods: Mapping[str, ActivationMethod],
+    tasks: Iterable[str] = TASKS,
+    shots: int = 0,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    mask_prompt: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy of the dense model and with cut matrices, on the same items; parameters and rows as `evaluate_unit_tasks`, by "activations"."""
+    scorers: dict[str, Callable[[], ChoiceScorer]] = {"dense": lambda: ChoiceScorer(loaded)}
+    for name, method in methods.items():
+        check_activations(loaded, method)
+        scorers[name] = lambda method=method: CutScorer(loaded, method, mask_prompt)
+    return _compare(loaded, scorers, "activations", tasks, shots, data, limit, progress)
 
 
 def evaluate_unit_tasks(
@@ -124,14 +180,32 @@ def evaluate_unit_tasks(
     ------
     ConfigError, TextError, ModelError, StorageError
     """
+    scorers: dict[str, Callable[[], ChoiceScorer]] = {"dense": lambda: ChoiceScorer(loaded, None, mask_prompt)}
+    for name, plan in plans.items():
+        scorers[name] = lambda plan=plan: ChoiceScorer(loaded, plan, mask_prompt)
+    return _compare(loaded, scorers, "units", tasks, shots, data, limit, progress)
+
+
+def _compare(
+    loaded: LoadedModel,
+    scorers: Mapping[str, Callable[[], ChoiceScorer]],
+    kind: str,
+    tasks: Iterable[str],
+    shots: int,
+    data: str | Path | None,
+    limit: int | None,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Rows of every scorer, by its name under the key `kind`; the first is what the others are compared with."""
     windowed = len(loaded.anatomy.full_attention) < loaded.anatomy.layers
     # The cache of a window that has moved on cannot be taken back to the prompt.
     longest = loaded.model.config.sliding_window if windowed else loaded.anatomy.context_length
     rows: list[dict[str, Any]] = []
     dense: dict[tuple[str, str], list[bool]] = {}
-    for name, plan in {"dense": None, **plans}.items():
+    tasks = list(tasks)
+    for name, make in scorers.items():
         for task in tasks:
-            scorer = ChoiceScorer(loaded, plan, mask_prompt)
+            scorer = make()
 
             def note(done: int, total: int, what: str, name: str = name) -> None:
                 if progress is not None:
@@ -143,10 +217,8 @@ def evaluate_unit_tasks(
                 difference, interval = paired_difference(row["correct"], dense[key])
                 rows.append(
                     {
-                        "units": name,
-                        "sparsity": None if plan is None else str(plan.sparsity),
-                        "heads": scorer.tally.dropped("heads"),
-                        "neurons": scorer.tally.dropped("neurons"),
+                        kind: name,
+                        **scorer.left_out,
                         **{k: v for k, v in row.items() if k != "correct"},
                         "difference": difference,
                         "difference_ci": None if interval is None else list(interval),

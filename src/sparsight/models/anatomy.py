@@ -145,9 +145,7 @@ class Anatomy:
         """
         names, attention = self._names, self.attention(i)
         states = self.input_norm(i, residual)
-        projection = attrgetter(names.query)(attention)
-        # One that leaves heads out of the layer's own query stands for the whole, which a look ahead needs.
-        projection = getattr(projection, "stands_for", projection)
+        projection = self._own(attention, names.query)  # the whole one, which a look ahead needs
         if names.fused_query:
             rows = slice(self.query_heads * self.head_dim)
             bias = None if projection.bias is None else projection.bias[rows]
@@ -217,17 +215,23 @@ class Anatomy:
         """Layers of the same kind share a rotary table."""
         return self._model.config.layer_types[layer] if self._names.rotary_by_type else ""
 
+    @staticmethod
+    def _own(module: nn.Module, path: str) -> nn.Linear:
+        """The model's own projection, also while another module that reads less of its weights stands in its place."""
+        found = attrgetter(path)(module)
+        return getattr(found, "stands_for", found)
+
     def head_output(self, i: int) -> nn.Linear:
         """Projection of layer `i` whose input `(batch, rows, query_heads * head_dim)` holds the heads' outputs side by side."""
-        return attrgetter(self._names.head_output)(self.attention(i))
+        return self._own(self.attention(i), self._names.head_output)
 
     def neuron_output(self, i: int) -> nn.Linear:
         """Projection of layer `i` whose input holds the neurons' activations: `(batch, rows, intermediate_size)`, or all rows in one."""
-        return attrgetter(self._names.down)(self.layer(i))
+        return self._own(self.layer(i), self._names.down)
 
     def neuron_input(self, i: int) -> nn.Linear:
         """Projection whose input `(..., hidden)` is what the feed-forward part of layer `i` receives; it gives the gate where there is one."""
-        return attrgetter(self._names.gate or self._names.up)(self.layer(i))
+        return self._own(self.layer(i), self._names.gate or self._names.up)
 
     @property
     def gated(self) -> bool:
@@ -244,29 +248,31 @@ class Anatomy:
         return ACT2FN[self.activation](projected[..., : self.intermediate_size])
 
     def projections(self, i: int) -> dict[str, tuple[nn.Linear, slice]]:
-        """Where the weights of layer `i` are that heads and neurons are rows or columns of.
+        """Where the matrices of layer `i` are.
 
         Returns
         -------
         dict of str to (module, rows)
-            "query" and "up", and "gate" where there is one: a module and its rows, which may hold other things too; "head_output" and
-            "down": modules whose columns are meant, with all their rows.
+            "query", "key", "value", "head_output", "gate" where there is one, "up" and "down": a module and those of its rows that are meant;
+            it may hold other things too.
         """
         names, layer, attention = self._names, self.layer(i), self.attention(i)
         wide, everything = self.intermediate_size, slice(None)
+        q, kv = self.query_heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"query": slice(q), "key": slice(q, q + kv), "value": slice(q + kv, q + 2 * kv)}
         found = {
-            "query": (attrgetter(names.query)(attention), slice(self.query_heads * self.head_dim) if names.fused_query else everything),
-            "head_output": (self.head_output(i), everything),
-            "up": (attrgetter(names.up)(layer), slice(wide, 2 * wide) if names.fused_gate else everything),
-            "down": (self.neuron_output(i), everything),
+            part: (self._own(attention, getattr(names, part)), own if names.fused_query else everything) for part, own in rows.items()
         }
+        found["head_output"] = (self.head_output(i), everything)
         if names.gate is not None:
-            found["gate"] = (attrgetter(names.gate)(layer), slice(wide) if names.fused_gate else everything)
+            found["gate"] = (self._own(layer, names.gate), slice(wide) if names.fused_gate else everything)
+        found["up"] = (self._own(layer, names.up), slice(wide, 2 * wide) if names.fused_gate else everything)
+        found["down"] = (self.neuron_output(i), everything)
         return found
 
     def query_weight_elements(self, i: int) -> int:
         """Number of elements of `W_Q` of layer `i` (no bias)."""
-        weight = attrgetter(self._names.query)(self.attention(i)).weight
+        weight = self._own(self.attention(i), self._names.query).weight
         return self.query_heads * self.head_dim * weight.shape[1]
 
     def weight_elements(self) -> dict[str, int]:

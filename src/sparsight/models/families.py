@@ -25,8 +25,8 @@ class Family:
         Paths from the base: tables of which one row a token is read, the layers, the rotary embedding if there is one.
     attention, input_norm : str
         Paths from a layer.
-    query, query_norm : str, str or None
-        Paths from an attention: the projection, and the norm of each head's query if there is one.
+    query, key, value, query_norm : str, str, str, str or None
+        Paths from an attention: the projections, and the norm of each head's query if there is one.
     head_output : str
         Path from an attention: the projection that receives the heads' outputs, side by side.
     gate, up, down : str or None, str, str
@@ -53,6 +53,8 @@ class Family:
     attention: str = "self_attn"
     input_norm: str = "input_layernorm"
     query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
     query_norm: str | None = None
     head_output: str = "o_proj"
     gate: str | None = "mlp.gate_proj"
@@ -85,7 +87,15 @@ FAMILIES: dict[str, Family] = {
         scaled_query=True,
         norm_first="do_layer_norm_before",
     ),
-    "phi3": Family(query="qkv_proj", fused_query=True, gate="mlp.gate_up_proj", up="mlp.gate_up_proj", fused_gate=True),
+    "phi3": Family(
+        query="qkv_proj",
+        key="qkv_proj",
+        value="qkv_proj",
+        fused_query=True,
+        gate="mlp.gate_up_proj",
+        up="mlp.gate_up_proj",
+        fused_gate=True,
+    ),
     "qwen2": Family(),
     "qwen3": Family(query_norm="q_norm"),
 }

@@ -43,7 +43,7 @@ def unit_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def task_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table of rows of `evaluation.unit_tasks.evaluate_unit_tasks` or `evaluation.token_tasks.evaluate_token_tasks`."""
+    """A table of rows of `evaluation.unit_tasks` or of `evaluation.token_tasks.evaluate_token_tasks`."""
     rows = [row if "units" in row else {**row, "units": _method(row)} for row in rows]
     table = _table("difference: from the dense model on the same items, with its 95 % interval")
     for heading in ("method", "task", "metric", "shots", "items", "accuracy", "difference", "chance"):
@@ -61,6 +61,8 @@ def task_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _method(row: Mapping[str, Any]) -> str:
+    if "activations" in row:
+        return row["activations"]
     return row["method"] if row["method"] == "dense" else f"{row['method']} {row['budget']}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from transformers.cache_utils import Cache
 
+from ..activations import ActivationMethod
 from ..errors import TextError
 from ..models import LoadedModel
 from .apply import Observer
@@ -65,12 +66,13 @@ class Conversation:
         weights: str | None = None,
         threads: int | None = None,
         units: UnitPlan | None = None,
+        activations: ActivationMethod | None = None,
     ) -> None:
         check_chat(loaded)
         self.loaded = loaded
         self.plan = plan
         self.system = system
-        self._how = {"runtime": runtime, "weights": weights, "threads": threads, "units": units}
+        self._how = {"runtime": runtime, "weights": weights, "threads": threads, "units": units, "activations": activations}
         self.reset()
 
     def reset(self) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicCache
 
+from ..activations import ActivationMethod
 from ..errors import ConfigError, ModelError, TextError
 from ..models import LoadedModel
+from .activations import apply_activations, check_activations
 from .apply import Observer, apply
 from .cache import held_bytes
 from .decoder import DecoderSequence
@@ -56,6 +58,7 @@ def generate(
     weights: str | None = None,
     threads: int | None = None,
     units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> Generation | list[Generation]:
     """Continue or answer a prompt, or several at once.
 
@@ -93,6 +96,8 @@ def generate(
         Of the native decoder; by default as many as PyTorch uses.
     units : UnitPlan, optional
         Heads and neurons that decode steps leave out; goes together with `plan`.
+    activations : ActivationMethod, optional
+        Cuts of matrices by their inputs in decode steps; goes together with both.
 
     Returns
     -------
@@ -132,6 +137,7 @@ def generate(
         weights=weights,
         threads=threads,
         units=units,
+        activations=activations,
     )
     return made[0] if alone else made
 
@@ -150,6 +156,7 @@ def decode(
     weights: str | None = None,
     threads: int | None = None,
     units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> tuple[list[Generation], Cache | DecoderSequence]:
     """Continue token sequences, and give the cache as it was left.
 
@@ -163,7 +170,7 @@ def decode(
         Holds a beginning of the only row, which is not computed again; it is changed in place. It is of the runtime that gave it.
     names : sequence of str
         What each row is called in errors.
-    stream, observer, runtime, weights, threads, units
+    stream, observer, runtime, weights, threads, units, activations
         As for `generate`.
 
     Raises
@@ -180,13 +187,17 @@ def decode(
         )
     if units is not None:
         check_units(loaded, units)
-    decoder, note = choose_runtime(loaded, plan, decoding.beams, runtime, weights, threads, units)
+    if activations is not None:
+        check_activations(loaded, activations)
+        if activations.guided and units is not None and units.sparsity.neurons:
+            raise ConfigError(f"{activations.name!r} and {units.units.name!r} both choose the neurons; leave one of the two out")
+    decoder, note = choose_runtime(loaded, plan, decoding.beams, runtime, weights, threads, units, activations)
     held = cache.kv_bytes if isinstance(cache, DecoderSequence) else held_bytes(cache)
     check_memory(loaded, plan, len(rows) * decoding.beams, longest + decoding.max_new_tokens, held)
     if decoder is not None:
-        made, sequence = decode_native(decoder, rows, plan, decoding, cache, stream, observer, units)
+        made, sequence = decode_native(decoder, rows, plan, decoding, cache, stream, observer, units, activations)
         return made, sequence
-    made, cache = _decode_in_graph(loaded, rows, longest, plan, decoding, cache, stream, observer, units)
+    made, cache = _decode_in_graph(loaded, rows, longest, plan, decoding, cache, stream, observer, units, activations)
     for generation in made:
         generation.note = note
     return made, cache
@@ -202,6 +213,7 @@ def _decode_in_graph(
     stream: Callable[[str], None] | None,
     observer: Observer | None,
     units: UnitPlan | None,
+    activations: ActivationMethod | None,
 ) -> tuple[list[Generation], Cache]:
     if cache is None and plan is None:
         cache = DynamicCache(config=loaded.model.config)
@@ -212,6 +224,7 @@ def _decode_in_graph(
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         apply(loaded, plan, observer) if plan is not None else nullcontext() as run,
+        apply_activations(loaded, activations) if activations is not None else nullcontext() as cuts,
         apply_units(loaded, units, mask == 0) if units is not None else nullcontext() as left_out,
         torch.no_grad(),
     ):
@@ -233,6 +246,8 @@ def _decode_in_graph(
     for generation in made:
         generation.seconds = seconds
         generation.kv_bytes = held_bytes(cache) // len(rows)
+        if cuts is not None:
+            generation.sparsity = cuts.sparsity
         if left_out is not None:
             generation.heads_skipped, generation.neurons_skipped = (left_out.tally.dropped(kind) for kind in ("heads", "neurons"))
             generation.pack_seconds = left_out.pack_seconds

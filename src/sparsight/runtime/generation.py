@@ -41,6 +41,8 @@ class Generation:
         Why it was not the native decoder, if nothing was said of the runtime.
     heads_skipped, neurons_skipped : float
         Shares of query heads and neurons that decode steps left out, in the layers that leave any out.
+    sparsity : float
+        Share of the elements of all layers' matrices that decode steps did not read because of their inputs, over the whole batch.
     pack_seconds : float
         Spent, within `seconds`, on making the weights ready for a choice of heads and neurons.
     """
@@ -59,6 +61,7 @@ class Generation:
     note: str | None = None
     heads_skipped: float = 0.0
     neurons_skipped: float = 0.0
+    sparsity: float = 0.0
     pack_seconds: float = 0.0
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from ..activations import ActivationMethod
 from ..errors import ConfigError
 from ..models import LoadedModel
-from .decoder import Decoder, default_format, why_not_native, why_not_native_model, why_not_native_units
+from .decoder import (
+    Decoder,
+    default_format,
+    why_not_native,
+    why_not_native_activations,
+    why_not_native_model,
+    why_not_native_units,
+)
 from .plan import Plan
 from .units import UnitPlan, why_not_pieces
 
@@ -21,6 +29,7 @@ def choose_runtime(
     weights: str | None = None,
     threads: int | None = None,
     units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> tuple[Decoder | None, str | None]:
     """The native decoder to use, or None for the Hugging Face graph, and why it was not the native one.
 
@@ -35,6 +44,8 @@ def choose_runtime(
         See `Decoder`.
     units : UnitPlan, optional
         Needs weights that are not integers: by default they are kept in bfloat16 then, or as the model has them.
+    activations : ActivationMethod, optional
+        The same; int8 can be asked for.
 
     Raises
     ------
@@ -47,11 +58,12 @@ def choose_runtime(
         if weights is not None:
             raise ConfigError(f"weights in {weights} are for the native decoder, but the runtime is hf; leave one of the two out")
         return None, None
-    if units is not None and weights is None:
+    if (units is not None or activations is not None) and weights is None:
         kept = "fp32" if loaded.model.dtype == torch.float32 else "bf16"
     else:
         kept = weights
     reason = _why_not(loaded, plan, beams, kept) or _why_not_units(loaded, units, kept)
+    reason = reason or _why_not_activations(loaded, activations, units, kept)
     if reason is None:
         return kept_decoder(loaded, kept, threads), None
     if runtime == "native" or weights is not None:
@@ -94,6 +106,17 @@ def _why_not_units(loaded: LoadedModel, units: UnitPlan | None, format: str | No
     found = _kept(loaded, format)
     heads, neurons = units.sparsity.heads > 0, units.sparsity.neurons > 0
     return why_not_native_units(loaded, format, heads, neurons, found is not None and found.prepared)
+
+
+def _why_not_activations(
+    loaded: LoadedModel, activations: ActivationMethod | None, units: UnitPlan | None, format: str | None
+) -> str | None:
+    if activations is None:
+        return None
+    if units is not None:
+        return "it leaves out heads and neurons, or cuts by activations, not both"
+    found = _kept(loaded, format)
+    return why_not_native_activations(loaded, activations, format, found is not None and found.has_columns(activations))
 
 
 def _kept(loaded: LoadedModel, format: str) -> Decoder | None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from ...activations import ActivationMethod
 from ...errors import ConfigError, ModelError, SparsightError, TextError
 from ...models import LoadedModel
 from ...models.weights import DecoderWeights, decoder_weights
@@ -27,6 +28,7 @@ from ..apply import check_fits
 from ..memory import available_bytes
 from ..plan import Plan
 from ..rule import Rule
+from .activations import NativeActivations, native_columns
 from .packed import pack_decoder, packed_bytes
 from .selection import NativeSelection, native_matrix, why_not_native, why_not_native_rule
 from .sequence import DecoderSequence
@@ -57,6 +59,8 @@ class Step:
     units : list of tuple or None
         With units left out, a sequence: query heads and neurons computed, summed over the layers that leave some out, and, if recorded, two
         lists by layer of which they were.
+    inputs : list of list or None
+        With matrices cut by their inputs, a sequence: inputs read for, summed over layers, of each of `activations.PARTS`.
     """
 
     logits: np.ndarray
@@ -65,6 +69,7 @@ class Step:
     lengths: list[int]
     reads: list[list[list[int] | None]] | None = field(default=None, repr=False)
     units: list[tuple[int, int, list[list[int]], list[list[int]]]] | None = field(default=None, repr=False)
+    inputs: list[list[int]] | None = field(default=None, repr=False)
 
 
 def why_not_native_model(loaded: LoadedModel, format: str | None = None) -> str | None:
@@ -141,6 +146,7 @@ class Decoder:
         self.native = self._build(packed)
         self._positions = 0
         self.prepared = False
+        self._columns: set[str] = set()
         self._selections: weakref.WeakKeyDictionary[Selector, NativeSelection] = weakref.WeakKeyDictionary()
 
     def _build(self, packed: dict[str, Packed]):
@@ -186,6 +192,16 @@ class Decoder:
             for i in range(self.loaded.anatomy.layers):
                 self.native.set_records(i, records(i), FORMATS[self.format])
             self.prepared = True
+
+    def has_columns(self, method: ActivationMethod) -> bool:
+        """Whether the second copy of the weights that a method reads is there."""
+        return self.prepared if method.guided else self._columns >= set(method.parts)
+
+    def prepare_columns(self, parts: Sequence[str]) -> None:
+        """Make transposed copies of matrices, whose columns can be read one by one, if they are not there."""
+        wanted = [part for part in parts if part not in self._columns]
+        native_columns(self, wanted)
+        self._columns.update(wanted)
 
     def use_threads(self, threads: int | None) -> None:
         """Compute with this many threads from now on; None for as many as PyTorch uses.
@@ -269,6 +285,7 @@ class Decoder:
         plan: Plan | None = None,
         record: bool = False,
         units: Sequence[NativeUnits | None] = (),
+        activations: NativeActivations | None = None,
     ) -> Step:
         """Append one token to each sequence.
 
@@ -285,6 +302,8 @@ class Decoder:
             Keep what was read and computed.
         units : sequence of NativeUnits or None, optional
             What each sequence leaves out; None for nothing.
+        activations : NativeActivations, optional
+            Cuts of all sequences, each by its own inputs; not together with `units`.
 
         Raises
         ------
@@ -310,13 +329,19 @@ class Decoder:
         reads: list | None = [] if record else None
         logits = np.empty((len(sequences), self.weights.head.weight.shape[0]), dtype=np.float32)
         rule = plan.rule if plan is not None else _DENSE
+        if activations is not None and activations.units is not None:
+            units = [activations.units] * len(sequences)
         computed: list | None = [] if any(one is not None for one in units) else None
-        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed)
+        cuts = None if activations is None else activations.native
+        inputs: list | None = None if cuts is None else []
+        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed, cuts, inputs)
         if min(best) < 0:
             raise _not_finite(self.loaded, max(lengths))
-        return Step(logits, best, list(budgets), lengths, reads, computed)
+        return Step(logits, best, list(budgets), lengths, reads, computed, inputs)
 
-    def _call(self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None) -> list[int]:
+    def _call(
+        self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None, cuts=None, inputs=None
+    ) -> list[int]:
         return self._lib.step(
             self.native,
             self._pool,
@@ -333,6 +358,8 @@ class Decoder:
             reads,
             [None if one is None else one.native for one in units],
             computed,
+            cuts,
+            inputs,
         )
 
     def selection(self, plan: Plan) -> NativeSelection:
@@ -355,12 +382,19 @@ class Decoder:
         return found
 
     def bytes_per_token(
-        self, length: int, plan: Plan | None = None, units: NativeUnits | None = None, skipped: tuple[float, float] = (0.0, 0.0)
+        self,
+        length: int,
+        plan: Plan | None = None,
+        units: NativeUnits | None = None,
+        skipped: tuple[float, float] = (0.0, 0.0),
+        activations: NativeActivations | None = None,
+        shares: dict[str, float] | None = None,
     ) -> float:
         """Bytes that one step reads with `length` tokens in the cache: weights as packed, keys and values, importance keys, predictor.
 
         W_Q, which foresight looks ahead with, is read once for both uses, and whole where heads are left out. Layers with a window read their
-        window. With `units`, `skipped` are the shares of heads and neurons that are left out of the layers that leave any out.
+        window. With `units`, `skipped` are the shares of heads and neurons that are left out of the layers that leave any out; with
+        `activations`, `shares` are those of each matrix that is not read.
         """
         anatomy = self.loaded.anatomy
         row = 2 * anatomy.kv_heads * anatomy.head_dim * self.kv_dtype.itemsize
@@ -379,6 +413,8 @@ class Decoder:
         for i, layer in enumerate(self.weights.layers):
             read = min(length, layer.window) if layer.window else length
             total += row * (budget if i in selecting else read)
+        if activations is not None:
+            total -= activations.bytes_skipped(shares or {})
         if units is not None:
             total += units.predictor_bytes - units.bytes_skipped(*skipped, whole_queries)
         return total

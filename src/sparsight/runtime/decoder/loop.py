@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...activations import ActivationMethod
 from ...ops import UNUSED
 from ..apply import Observer
 from ..encode import end_tokens
 from ..generation import Decoding, Generation, Streamer, finished_row
 from ..plan import Plan
+from .activations import ActivationCounts, NativeActivations
 from .decoder import Decoder, Step
 from .sampling import Sampler
 from .sequence import DecoderSequence
@@ -20,6 +23,8 @@ from .unit_rows import UnitRows
 
 if TYPE_CHECKING:
     from ..units import UnitPlan
+
+_MADE: weakref.WeakKeyDictionary[Decoder, weakref.WeakKeyDictionary[ActivationMethod, NativeActivations]] = weakref.WeakKeyDictionary()
 
 
 def decode_native(
@@ -31,6 +36,7 @@ def decode_native(
     stream: Callable[[str], None] | None = None,
     observer: Observer | None = None,
     unit_plan: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> tuple[list[Generation], DecoderSequence]:
     """Continue token sequences.
 
@@ -47,6 +53,8 @@ def decode_native(
         As for `runtime.generate`; an observer gets the rows that go on, `(rows, kv_heads, 1, budget)`.
     unit_plan : UnitPlan, optional
         Made of pieces.
+    activations : ActivationMethod, optional
+        Not together with `unit_plan`.
 
     Returns
     -------
@@ -61,6 +69,8 @@ def decode_native(
     if streamer is not None:
         streamer.put(torch.tensor(rows[0]))  # the prompt, which it leaves out
     left_out = UnitRows(decoder, unit_plan)
+    cuts = None if activations is None else native_activations(decoder, activations)
+    counts = None if cuts is None else ActivationCounts(cuts)
     for row, sequence, sampler, made in zip(rows, sequences, samplers, new, strict=True):
         with left_out.watch() as by_graph:
             logits = decoder.prefill(sequence, row[sequence.length :], len(row) + decoding.max_new_tokens, by_graph)
@@ -74,8 +84,11 @@ def decode_native(
         if not going:
             break
         last, units = [new[i][-1] for i in going], left_out.of(going)
-        step = decoder.step([sequences[i] for i in going], last, _of_rows(plan, going), observer is not None, units)
-        left_out.count(step)
+        step = decoder.step([sequences[i] for i in going], last, _of_rows(plan, going), observer is not None, units, cuts)
+        if counts is None:
+            left_out.count(step)
+        else:
+            counts.add(step)
         for i, logits in zip(going, step.logits, strict=True):
             new[i].append(samplers[i].draw(logits))
         if plan is not None and step.budgets != step.lengths:
@@ -93,7 +106,21 @@ def decode_native(
         generation.kv_bytes, generation.index_bytes = sequence.kv_bytes, sequence.index_bytes
         generation.share_read = read / held if held else 1.0
         left_out.tell(generation)
+        generation.sparsity = 0.0 if counts is None else cuts.sparsity(counts.shares)
     return made, sequences[-1]
+
+
+def native_activations(decoder: Decoder, method: ActivationMethod) -> NativeActivations:
+    """The cuts of a method for a decoder, made once.
+
+    Raises
+    ------
+    ConfigError
+    """
+    made = _MADE.setdefault(decoder, weakref.WeakKeyDictionary())
+    if method not in made:
+        made[method] = NativeActivations(decoder, method)
+    return made[method]
 
 
 def _of_rows(plan: Plan | None, going: list[int]) -> Plan | None:

@@ -1,0 +1,31 @@
+"""Which weights to read by the values they would be multiplied with: one file a method."""
+
+from .base import (
+    ALLOCATIONS,
+    ATTENTION,
+    FEED_FORWARD,
+    PARTS,
+    ActivationGeometry,
+    ActivationMethod,
+    Cut,
+    create,
+    make_config,
+    method,
+    methods,
+    register,
+)
+
+__all__ = [
+    "ALLOCATIONS",
+    "ATTENTION",
+    "FEED_FORWARD",
+    "PARTS",
+    "ActivationGeometry",
+    "ActivationMethod",
+    "Cut",
+    "create",
+    "make_config",
+    "method",
+    "methods",
+    "register",
+]
