@@ -10,10 +10,16 @@ constexpr int AHEAD = 32;
 // Vectors stand in the order that bfloat16 is loaded in, and are padded with zeros to a multiple of ROW_PAD.
 template <class T>
 void order_row(const float* x, int cols, float* out, bool back) {
-  const int padded = (cols + ROW_PAD - 1) / ROW_PAD * ROW_PAD;
-  if (!back) memset(out, 0, padded * sizeof(float));
-  for (int c = 0; c < cols; c++) {
-    const int at = c / (2 * W) * 2 * W + place((const T*)nullptr, c % (2 * W));
+  const int padded = (cols + ROW_PAD - 1) / ROW_PAD * ROW_PAD, whole = cols / (2 * W) * (2 * W);
+  if (!back) memset(out + whole, 0, (padded - whole) * sizeof(float));
+  for (int start = 0; start < whole; start += 2 * W)  // of a fixed length, so that it becomes a shuffle of vectors
+    for (int i = 0; i < 2 * W; i++) {
+      const int at = start + place((const T*)nullptr, i);
+      if (back) out[start + i] = x[at];
+      else out[at] = x[start + i];
+    }
+  for (int c = whole; c < cols; c++) {
+    const int at = whole + place((const T*)nullptr, c - whole);
     if (back) out[c] = x[at];
     else out[at] = x[c];
   }

@@ -1,10 +1,10 @@
-"""Ours: a centre and a threshold for every input, worth what the loss says, shares where they cost least.
+"""Ours: a centre and a threshold for every input, worth what the loss says, shares that cost least.
 
 - The centre of an input is its own median, not one number for a matrix.
 - A distance from it is worth `sqrt(sum over o of F_o W[o, i]^2)`: the norm of the input's column, each output weighted by F_o, the mean
   square of the loss's gradient by it. It is what leaving the input out adds to the loss, to second order, if errors add up as squares.
-- For each matrix the error `sum over o of F_o (change of y_o)^2` is measured at several shares, and the shares are those that make its sum
-  least at the target's bytes: every matrix at the same gain a byte (Lagrange; Everett 1963).
+- Among the matrices of a layer the share is spread by TEAL's greedy search (arXiv:2408.14690), by the change of the layer's output, each output
+  weighted by the mean square of the loss's gradient by it.
 
 The settings take these apart.
 """
@@ -29,17 +29,18 @@ class CentredConfig:
         Of each input.
     worth : {"loss", "norm", "none"}
         Weight of an input: by the loss, the plain norm of its column, or none.
-    allocation : {"loss", "block", "uniform"}
+    allocation : {"block", "loss", "uniform"}
+        The same mean share in every layer, searched for among its matrices; layers too by what they cost the loss; or the same everywhere.
     """
 
     centre: str = "median"
     worth: str = "loss"
-    allocation: str = "loss"
+    allocation: str = "block"
 
     def __post_init__(self) -> None:
         one_of("centre", self.centre, ("median", "mean", "zero"))
         one_of("worth", self.worth, ("loss", "norm", "none"))
-        one_of("allocation", self.allocation, ("loss", "block", "uniform"))
+        one_of("allocation", self.allocation, ("block", "loss", "uniform"))
 
 
 @register("centred")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +15,32 @@ from .activation_capture import find_cut, run_base, watched_inputs
 
 Progress = Callable[[int, int, str], None]
 Shares = dict[tuple[int, str], float]
+OUTPUT = "output"
 
 _BLOCK_TOKENS = 256
 _BLOCK_STEP = 0.1
 # Of the largest matrix in one step of the search.
 _MOST = 0.95
-_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_CURVE_ROWS = 1024
+_BEYOND = 0.3
+# How much further than the target a layer may go where others stay behind it.
+
+
+@dataclass(frozen=True)
+class State:
+    """A point on the way of one layer's search.
+
+    Attributes
+    ----------
+    reached : float
+        Mean share over the elements of the layer's matrices.
+    error : float
+        Of the layer's output.
+    shares : dict of str to float
+    """
+
+    reached: float
+    error: float
+    shares: dict[str, float]
 
 
 def uniform_shares(method: ActivationMethod, target: float) -> Shares:
@@ -28,12 +48,34 @@ def uniform_shares(method: ActivationMethod, target: float) -> Shares:
     return {(i, part): share for part, share in method.shares(target).items() for i in range(method.geometry.layers)}
 
 
-def block_shares(loaded: LoadedModel, method: ActivationMethod, windows: Tensor, target: float, progress: Progress | None = None) -> Shares:
-    """TEAL's search (arXiv:2408.14690, algorithm 1), layer by layer on dense inputs.
+def block_paths(
+    loaded: LoadedModel,
+    method: ActivationMethod,
+    windows: Tensor,
+    most: float,
+    importance: dict[tuple[int, str], Tensor] | None = None,
+    progress: Progress | None = None,
+) -> list[list[State]]:
+    """TEAL's search (arXiv:2408.14690, algorithm 1) in every layer, on dense inputs.
 
-    From nothing cut, each step raises the share of the matrix for which this changes the output of the layer least (in the mean square over
-    the last quarter of each window), until the mean over the layer's elements is the target. A step is `_BLOCK_STEP` of the largest matrix
-    and as many elements of the others.
+    From nothing cut, each step raises the share of the matrix for which this changes the output of the layer least, in the mean square over the
+    last quarter of each window, each output weighted by its importance if that is given. A step is `_BLOCK_STEP` of the largest matrix and as
+    many elements of the others.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    method : ActivationMethod
+    windows : (count, tokens) int64
+    most : float
+        Mean share that is searched for.
+    importance : dict, optional
+        Of `output_importance`.
+
+    Returns
+    -------
+    list of list of State
+        By layer, from nothing cut to `most`.
     """
     anatomy, geometry = loaded.anatomy, method.geometry
     length = min(windows.shape[1], _BLOCK_TOKENS // 2)
@@ -44,31 +86,63 @@ def block_shares(loaded: LoadedModel, method: ActivationMethod, windows: Tensor,
     elements = {part: geometry.elements(part) for part in method.parts}
     total, largest = sum(elements.values()), max(elements.values())
     steps = {part: min(_BLOCK_STEP * largest / count, 0.25) for part, count in elements.items()}
-    found: Shares = {}
+    paths = []
     for i in range(geometry.layers):
-        block = _Block(anatomy, method, i, *calls[i])
-        shares = dict.fromkeys(method.parts, 0.0)
-        while (reached := sum(shares[part] * elements[part] for part in shares) / total) < target - 1e-9:
-            tried = {}
-            for part in shares:
-                room = (target - reached) * total / elements[part]
-                if (step := min(steps[part], _MOST - shares[part], room)) > 1e-6:
-                    tried[part] = (block.error({**shares, part: shares[part] + step}), shares[part] + step)
+        block = _Block(anatomy, method, i, *calls[i], importance or {})
+        path = [State(0.0, 0.0, dict.fromkeys(method.parts, 0.0))]
+        while path[-1].reached < most - 1e-9:
+            now, tried = path[-1].shares, []
+            for part in now:
+                if (step := min(steps[part], _MOST - now[part])) > 1e-6:
+                    shares = {**now, part: now[part] + step}
+                    tried.append(State(sum(shares[p] * elements[p] for p in shares) / total, block.error(shares), shares))
             if not tried:
                 break
-            best = min(tried, key=lambda part: tried[part][0])
-            shares[best] = tried[best][1]
-        found |= {(i, part): share for part, share in shares.items()}
+            path.append(min(tried, key=lambda state: state.error))
+        paths.append(path)
         if progress is not None:
             progress(i + 1, geometry.layers, "shares")
-    return found
+    return paths
+
+
+def block_shares(paths: list[list[State]], target: float) -> Shares:
+    """The same mean share in every layer."""
+    return {(i, part): share for i, path in enumerate(paths) for part, share in _at(path, target).items()}
+
+
+def loss_shares(paths: list[list[State]], target: float) -> Shares:
+    """Mean shares by layer at which the errors of their outputs add up to least, at a mean of the target.
+
+    With errors weighted by what outputs are worth to the loss this is where the loss is expected to rise least: at every layer the next element
+    costs as much (Everett 1963).
+    """
+    curves = {i: [(state.reached, state.error) for state in path] for i, path in enumerate(paths)}
+    reached = spread(curves, target)
+    return {(i, part): share for i, path in enumerate(paths) for part, share in _at(path, reached[i]).items()}
+
+
+def farthest(target: float) -> float:
+    """How far a layer's search goes where layers may differ."""
+    return min(target + _BEYOND, _MOST)
+
+
+def _at(path: list[State], reached: float) -> dict[str, float]:
+    """Shares between two states of a path."""
+    for low, high in zip(path, path[1:], strict=False):
+        if high.reached >= reached:
+            part = (reached - low.reached) / max(high.reached - low.reached, 1e-12)
+            return {name: low.shares[name] + part * (high.shares[name] - low.shares[name]) for name in low.shares}
+    return path[-1].shares
 
 
 class _Block:
     """One layer on the inputs it was seen with."""
 
-    def __init__(self, anatomy: Anatomy, method: ActivationMethod, layer: int, args: Any, kwargs: Any) -> None:
-        self.anatomy, self.method, self.layer, self.args, self.kwargs = anatomy, method, layer, args, kwargs
+    def __init__(
+        self, anatomy: Anatomy, method: ActivationMethod, layer: int, args: Any, kwargs: Any, importance: dict[tuple[int, str], Tensor]
+    ) -> None:
+        self.anatomy, self.method, self.layer, self.args, self.kwargs, self.importance = anatomy, method, layer, args, kwargs, importance
+        self.weight = importance.get((layer, OUTPUT))
         self.shares: dict[str, float] = {}
         self.cuts: dict[tuple[str, float], Any] = {}
         self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -83,7 +157,7 @@ class _Block:
         if share <= 0:
             return None
         if (part, share) not in self.cuts:
-            self.cuts[part, share] = find_cut(self.method, part, *self.inputs[part], share)
+            self.cuts[part, share] = find_cut(self.method, part, *self.inputs[part], share, self.importance.get((layer, part)))
         return self.cuts[part, share].pruned(x)
 
     def _output(self) -> Tensor:
@@ -93,10 +167,11 @@ class _Block:
         return out[:, out.shape[1] * 3 // 4 :].float()
 
     def error(self, shares: dict[str, float]) -> float:
-        """Mean square of the change of the layer's output."""
+        """Mean square of the change of the layer's output, weighted by its importance if that is known."""
         self.shares = shares
         with watched_inputs(self.anatomy, self._cut, range(self.layer, self.layer + 1)):
-            return float((self._output() - self.dense).square().mean())
+            squares = (self._output() - self.dense).square()
+        return float((squares if self.weight is None else squares * self.weight).mean())
 
 
 class _captured_calls:
@@ -122,7 +197,7 @@ class _captured_calls:
 
 
 def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress | None = None) -> dict[tuple[int, str], Tensor]:
-    """Mean square of the gradient of the text's loss by each output of each matrix (the diagonal of the empirical Fisher information).
+    """Mean square of the loss's gradient by each output of each matrix and layer: the diagonal of the empirical Fisher information.
 
     Parameters
     ----------
@@ -131,6 +206,7 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
     Returns
     -------
     dict of (layer, part) to (outputs,) float32
+        `OUTPUT` in place of a part for the layer's own.
     """
     anatomy, model = loaded.anatomy, loaded.model
     sums: dict[tuple[int, str], Tensor] = {}
@@ -142,7 +218,7 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
                 for part, rows in parts:
                     sums[layer, part] = sums.get((layer, part), 0) + squares[rows]
 
-            output.register_hook(gradient)
+            (output if isinstance(output, Tensor) else output[0]).register_hook(gradient)
 
         return hook
 
@@ -152,6 +228,7 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
         for part, (module, rows) in anatomy.projections(i).items():
             modules.setdefault(module, []).append((part, rows))
         handles += [module.register_forward_hook(catch(i, parts)) for module, parts in modules.items()]
+        handles.append(anatomy.layer(i).register_forward_hook(catch(i, [(OUTPUT, slice(None))])))
     try:
         for i, ids in enumerate(windows):
             ids = ids[None].to(model.device)
@@ -167,56 +244,24 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
     return {key: total / windows.numel() for key, total in sums.items()}
 
 
-def loss_shares(
-    loaded: LoadedModel, method: ActivationMethod, windows: Tensor, target: float, importance: dict[tuple[int, str], Tensor],
-    progress: Progress | None = None,
-) -> Shares:
-    """The shares at which the loss is expected to rise least, whose mean over all elements is the target.
-
-    The error of a matrix at a share s is measured: `E(s) = mean over rows of sum over o of F_o (change of y_o)^2` with the importance F. Of all
-    shares with the same elements left out those are best at which every matrix gains as much by another element (Everett 1963).
-    """
-    geometry, curves = method.geometry, {}
-    rows_used = max(-(-_CURVE_ROWS // windows.shape[1]), 1)
-
-    def measure(layer: int, part: str, x: Tensor, weight: Tensor) -> None:
-        if part not in method.parts:
-            return
-        wanted, errors = importance[layer, part], []
-        for share in _LEVELS:
-            cut = find_cut(method, part, x, weight, share, wanted)
-            change = (x - cut.pruned(x)) @ weight.T
-            errors.append(float((change.float().square() @ wanted).mean()))
-        curves[layer, part] = errors
-        if progress is not None:
-            progress(len(curves), geometry.layers * len(method.parts), "errors")
-
-    with watched_inputs(loaded.anatomy, measure):
-        run_base(loaded, windows[:rows_used])
-    return spread(curves, {key: geometry.elements(key[1]) for key in curves}, target)
-
-
-def spread(curves: dict[Any, list[float]], elements: dict[Any, int], target: float) -> dict[Any, float]:
-    """Shares with the least sum of errors, whose mean over the elements is the target.
+def spread(curves: dict[Any, list[tuple[float, float]]], target: float) -> dict[Any, float]:
+    """Shares with the least sum of errors, whose mean is the target.
 
     Parameters
     ----------
-    curves : dict to list of float
-        Error at each of `_LEVELS`; made convex, which is what a mixture of two levels would give.
-    elements : dict to int
+    curves : dict to list of (share, error)
+        Rising; made convex, which is what a mixture of two points would give.
     target : float
     """
-    hulls = {key: _hull([(0.0, 0.0), *zip(_LEVELS, errors, strict=True)]) for key, errors in curves.items()}
     pieces = []
-    for key, hull in hulls.items():
-        for (a, low), (b, high) in zip(hull, hull[1:], strict=False):
-            pieces.append(((high - low) / ((b - a) * elements[key]), key, b - a))
-    shares = dict.fromkeys(curves, 0.0)
-    left = target * sum(elements.values())
+    for key, points in curves.items():
+        hull = _hull(points)
+        pieces += [((high - low) / (b - a), key, b - a) for (a, low), (b, high) in zip(hull, hull[1:], strict=False)]
+    shares, left = dict.fromkeys(curves, 0.0), target * len(curves)
     for _, key, width in sorted(pieces, key=lambda piece: piece[0]):
-        taken = min(width, left / elements[key])
+        taken = min(width, left)
         shares[key] += taken
-        left -= taken * elements[key]
+        left -= taken
         if left <= 0:
             break
     return shares

@@ -18,7 +18,15 @@ from ..errors import ConfigError, ModelError, TextError
 from ..models import LoadedModel
 from ..runtime.activations import check_not_shared
 from .activation_capture import find_cut, quantile, run_base, watched_inputs
-from .activation_shares import Shares, block_shares, loss_shares, output_importance, uniform_shares
+from .activation_shares import (
+    Shares,
+    block_paths,
+    block_shares,
+    farthest,
+    loss_shares,
+    output_importance,
+    uniform_shares,
+)
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
 from .text import hash_documents, read_documents, token_stream
@@ -62,6 +70,7 @@ def calibrate_activations(
     config: ActivationCalibration | None = None,
     settings: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    known: dict[Any, Any] | None = None,
 ) -> ActivationMethod:
     """Find the centres and thresholds of a method for a model.
 
@@ -80,6 +89,8 @@ def calibrate_activations(
         Fields of the method's config.
     progress : callable, optional
         progress(done, total, what)
+    known : dict, optional
+        Filled with what does not depend on the target; give it to the next calibration of the same model, on the same text.
 
     Returns
     -------
@@ -102,7 +113,7 @@ def calibrate_activations(
         _calibrate_gates(loaded, made, windows, config.target, progress)
         shares: Shares = {}
     else:
-        shares, importance = _shares(loaded, made, windows, config, progress)
+        shares, importance = _shares(loaded, made, windows, config, {} if known is None else known, progress)
         _calibrate_inputs(loaded, made, windows, shares, importance, progress)
     made.requires_grad_(False).eval()
     if out is not None:
@@ -133,18 +144,26 @@ def _windows(loaded: LoadedModel, documents: Sequence[Any], config: ActivationCa
 
 
 def _shares(
-    loaded: LoadedModel, made: ActivationMethod, windows: Tensor, config: ActivationCalibration, progress: Progress | None
+    loaded: LoadedModel,
+    made: ActivationMethod,
+    windows: Tensor,
+    config: ActivationCalibration,
+    known: dict[Any, Any],
+    progress: Progress | None,
 ) -> tuple[Shares, dict[tuple[int, str], Tensor]]:
     """Shares of all matrices, and what their outputs are worth where the method asks."""
-    importance: dict[tuple[int, str], Tensor] = {}
     step = max(len(windows) // config.gradients, 1)
-    if made.allocation == "loss" or getattr(made.config, "worth", None) == "loss":
-        importance = output_importance(loaded, windows[::step][: config.gradients], progress)
-    if made.allocation == "loss":
-        return loss_shares(loaded, made, windows[step // 2 :: step], config.target, importance, progress), importance
-    if made.allocation == "block":
-        return block_shares(loaded, made, windows[::step], config.target, progress), importance
-    return uniform_shares(made, config.target), importance
+    wants = made.allocation == "loss" or getattr(made.config, "worth", None) == "loss"
+    if wants and "importance" not in known:
+        known["importance"] = output_importance(loaded, windows[::step][: config.gradients], progress)
+    importance = known["importance"] if wants else {}
+    if made.allocation == "uniform":
+        return uniform_shares(made, config.target), importance
+    most = config.target if made.allocation == "block" else farthest(config.target)
+    key = (made.name, made.config)
+    if known.get(key, (-1.0,))[0] < most:
+        known[key] = most, block_paths(loaded, made, windows[step // 2 :: step], most, importance, progress)
+    return (block_shares if made.allocation == "block" else loss_shares)(known[key][1], config.target), importance
 
 
 def _calibrate_inputs(
