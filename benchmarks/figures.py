@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.activation_sparsity.tables import tables as activation_tables
 from benchmarks.contextual_sparsity.tables import tables
 from benchmarks.token_importance.tables import tables as token_tables
 
@@ -322,18 +323,10 @@ def written(text: str, mark: str, content: str) -> str:
     return re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: block, text, flags=re.S)
 
 
-def contextual_sparsity() -> str:
-    """The page of heads and neurons left out."""
-    text = (HERE / "contextual_sparsity" / "README.md").read_text(encoding="utf-8")
-    for mark, content in tables().items():
-        text = written(text, mark, content)
-    return text
-
-
-def token_importance() -> str:
-    """The page that compares all ways to choose tokens."""
-    text = (HERE / "token_importance" / "README.md").read_text(encoding="utf-8")
-    for mark, content in token_tables().items():
+def filled(folder: str, tables: dict[str, str]) -> str:
+    """The page of a folder with its tables."""
+    text = (HERE / folder / "README.md").read_text(encoding="utf-8")
+    for mark, content in tables.items():
         text = written(text, mark, content)
     return text
 
@@ -343,8 +336,9 @@ def pages() -> dict[Path, str]:
     readme, bench_page = HERE.parent / "README.md", HERE / "README.md"
     return {
         readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
-        HERE / "contextual_sparsity" / "README.md": contextual_sparsity(),
-        HERE / "token_importance" / "README.md": token_importance(),
+        HERE / "contextual_sparsity" / "README.md": filled("contextual_sparsity", tables()),
+        HERE / "token_importance" / "README.md": filled("token_importance", token_tables()),
+        HERE / "activation_sparsity" / "README.md": filled("activation_sparsity", activation_tables()),
         bench_page: written(
             written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()
         ),

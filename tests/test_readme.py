@@ -52,7 +52,7 @@ def notes(folder: Path) -> None:
 
 def test_the_page_has_examples_of_every_kind():
     verbs = {command[3] for command in commands(SHELL + SLOW)}
-    assert verbs == {"generate", "evaluate", "train", "trace", "info", "chat", "bench"} and len(PYTHON) == 1
+    assert verbs == {"generate", "evaluate", "train", "trace", "calibrate", "info", "chat", "bench"} and len(PYTHON) == 1
 
 
 def test_shell_commands_run_in_order(tmp_path):

@@ -39,7 +39,7 @@ from sparsight.training.activations import ActivationCalibration, calibrate_acti
 RESULTS = Path(__file__).parent / "results"
 TEXT = "wikitext-2/test.raw.txt"
 TASKS = ("piqa", "copa", "openbookqa", "winogrande", "rte", "arc_easy")
-SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the elements of all matrices, that every method is asked for."""
 
 

@@ -17,7 +17,10 @@ from sparsight.training.activations import ActivationCalibration, calibrate_acti
 from ..families import make_model
 
 FEW = {"windows": 8, "length": 64, "gradients": 4}
-METHODS = [("scap", {}), ("scap", {"matrices": "all", "centre": "median"}), ("cats", {}), ("teal", {}), ("wina", {"allocation": "uniform"}), ("centred", {})]
+METHODS = [
+    ("scap", {}), ("scap", {"matrices": "all", "centre": "median"}), ("cats", {}), ("teal", {}), ("wina", {"allocation": "uniform"}),
+    ("centred", {}),
+]  # fmt: skip
 
 
 def windows_of(loaded, count=8, length=64):
@@ -44,10 +47,11 @@ def test_the_target_is_the_share_that_is_cut(stories, name, settings):
             return cut.pruned(x) if made.cascaded else None
         return None
 
-    from sparsight.training.activations import _windows
+    from sparsight.training.activations import _enough, _windows
     from sparsight.training.shipped_text import shipped_documents
 
-    windows = _windows(stories, shipped_documents(), ActivationCalibration(0.4, **FEW))
+    windows = _windows(stories, _enough(shipped_documents(), 8 * 64), ActivationCalibration(0.4, **FEW))
+    assert windows.shape == (8, 64)
     if made.guided:
         with apply_activations(stories, made, "all") as run:
             run_base(stories, windows)

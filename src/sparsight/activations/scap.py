@@ -27,9 +27,9 @@ class ScapConfig:
     Attributes
     ----------
     centre : {"zero", "median", "mode"}
-        Of the inputs of `down`, and where `everywhere` is set of all.
-    matrices : {"ffn", "all"}
-        The paper's feed-forward matrices, or those of attention too.
+        Of each matrix's inputs.
+    matrices : {"ffn", "down", "all"}
+        The paper's feed-forward matrices; `down` alone, as its configurations for FFNs without a gate have it; or those of attention too.
     down : float
         Share of the inputs of `down` that is cut; 0 for the same as elsewhere.
     """
@@ -40,7 +40,7 @@ class ScapConfig:
 
     def __post_init__(self) -> None:
         one_of("centre", self.centre, CENTRES)
-        one_of("matrices", self.matrices, ("ffn", "all"))
+        one_of("matrices", self.matrices, ("ffn", "down", "all"))
         if not 0 <= self.down < 1:
             raise ConfigError(f"setting 'down' must be a share in [0, 1), got {self.down}")
 
@@ -53,13 +53,16 @@ class Scap(ActivationMethod):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return self.geometry.parts if self.config.matrices == "all" else tuple(p for p in FEED_FORWARD if p in self.geometry.parts)
+        wanted = {"all": self.geometry.parts, "ffn": FEED_FORWARD, "down": ("down",)}[self.config.matrices]
+        return tuple(part for part in wanted if part in self.geometry.parts)
 
     def shares(self, target: float) -> dict[str, float]:
         """Share of each matrix's inputs that is cut, whose mean over their elements is the target."""
         down = self.config.down or target
         others = {part: self.geometry.elements(part) for part in self.parts if part != "down"}
         own = self.geometry.elements("down")
+        if not others:
+            return {"down": down}
         rest = (target * (own + sum(others.values())) - down * own) / sum(others.values())
         if not 0 <= rest < 1:
             raise ConfigError(f"with down={down} a target of {target} leaves {rest:.3f} to the other matrices; expected a share in [0, 1)")

@@ -29,10 +29,12 @@ from .activation_shares import (
 )
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
-from .text import hash_documents, read_documents, token_stream
+from .text import Document, hash_documents, read_documents, token_stream
 from .windows import chunks, window
 
 Progress = Callable[[int, int, str], None]
+_CHARACTERS, _SPARE = 4, 4
+# Characters of a token, about.
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def calibrate_activations(
         check_target(out)
     check_not_shared(loaded.anatomy)
     documents = read_documents(list(text)) if text else shipped_documents()
+    documents = _enough(documents, config.windows * config.length)
     windows = _windows(loaded, documents, config)
     made.to(loaded.model.device)
     if made.guided:
@@ -133,7 +136,7 @@ def calibrate_activations(
     return made
 
 
-def _windows(loaded: LoadedModel, documents: Sequence[Any], config: ActivationCalibration) -> Tensor:
+def _windows(loaded: LoadedModel, documents: Sequence[Document], config: ActivationCalibration) -> Tensor:
     """`(windows, length)` ids, evenly spread over the text; shorter and fewer where there is not as much."""
     stream, _ = token_stream(documents, loaded.tokenizer)
     if len(stream) < 9:
@@ -141,6 +144,13 @@ def _windows(loaded: LoadedModel, documents: Sequence[Any], config: ActivationCa
     length = min(config.length, loaded.anatomy.context_length, len(stream) - 1)
     starts = chunks(stream, length, min(config.windows, (len(stream) - 1) // length))
     return torch.stack([window(torch.from_numpy(stream), int(start), length, loaded.start_tokens) for start in starts])
+
+
+def _enough(documents: Sequence[Document], tokens: int) -> Sequence[Document]:
+    """Documents, evenly spread, with `_SPARE` times as many tokens as are wanted: to tokenise a library takes longer than all else."""
+    characters = sum(len(document.text) for document in documents)
+    step = max(int(characters / (_CHARACTERS * _SPARE * tokens)), 1)
+    return documents[::step]
 
 
 def _shares(
