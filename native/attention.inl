@@ -25,7 +25,7 @@ constexpr int PITCH = TILE + 8;
 
 template <class T>
 inline void prefetch_row(const T* row, int d) {
-  for (int i = 0; i < d; i += 64 / (int)sizeof(T)) prefetch(row + i);
+  for (int i = 0; i < d; i += 64 / (int)sizeof(T)) prefetch_far(row + i);
 }
 
 // Tokens whose scores are summed together: as many as leave their sums and one vector of each key in registers.
