@@ -57,6 +57,8 @@ class Step:
     units : list of tuple or None
         With units left out, a sequence: query heads and neurons computed, summed over the layers that leave some out, and, if recorded, two
         lists by layer of which they were.
+    queries : (layers, sequences, query_heads, head_dim) float32, or None
+        If asked for, the queries as attention saw them, after norm and rotary embedding; of heads left out, zeros.
     """
 
     logits: np.ndarray
@@ -65,6 +67,7 @@ class Step:
     lengths: list[int]
     reads: list[list[list[int] | None]] | None = field(default=None, repr=False)
     units: list[tuple[int, int, list[list[int]], list[list[int]]]] | None = field(default=None, repr=False)
+    queries: np.ndarray | None = field(default=None, repr=False)
 
 
 def why_not_native_model(loaded: LoadedModel, format: str | None = None) -> str | None:
@@ -269,6 +272,7 @@ class Decoder:
         plan: Plan | None = None,
         record: bool = False,
         units: Sequence[NativeUnits | None] = (),
+        queries: bool = False,
     ) -> Step:
         """Append one token to each sequence.
 
@@ -285,6 +289,8 @@ class Decoder:
             Keep what was read and computed.
         units : sequence of NativeUnits or None, optional
             What each sequence leaves out; None for nothing.
+        queries : bool
+            Keep the queries.
 
         Raises
         ------
@@ -311,12 +317,16 @@ class Decoder:
         logits = np.empty((len(sequences), self.weights.head.weight.shape[0]), dtype=np.float32)
         rule = plan.rule if plan is not None else _DENSE
         computed: list | None = [] if any(one is not None for one in units) else None
-        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed)
+        anatomy = self.loaded.anatomy
+        kept = np.empty((anatomy.layers, len(sequences), anatomy.query_heads, anatomy.head_dim), dtype=np.float32) if queries else None
+        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed, kept)
         if min(best) < 0:
             raise _not_finite(self.loaded, max(lengths))
-        return Step(logits, best, list(budgets), lengths, reads, computed)
+        return Step(logits, best, list(budgets), lengths, reads, computed, kept)
 
-    def _call(self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None) -> list[int]:
+    def _call(
+        self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None, kept=None
+    ) -> list[int]:
         return self._lib.step(
             self.native,
             self._pool,
@@ -333,6 +343,7 @@ class Decoder:
             reads,
             [None if one is None else one.native for one in units],
             computed,
+            None if kept is None else kept.view(np.uint8),
         )
 
     def selection(self, plan: Plan) -> NativeSelection:
