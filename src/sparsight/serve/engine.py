@@ -168,8 +168,8 @@ class Engine:
         return max(0, total - job.sequence.kv_bytes - job.sequence.index_bytes)
 
     def _turn(self) -> None:
-        """A piece of the prompt that came first, and a step of everything that decodes."""
-        reading = next((job for job in self._running if not job.new), None)
+        """A piece of the prompt that had least so far, so that a short one need not wait for a long one; and a step of all that decodes."""
+        reading = min((job for job in self._running if not job.new), key=lambda job: job.sequence.length, default=None)
         if reading is not None:
             self._attempt([reading], lambda: self._prefill(reading))
         groups: dict[object, list[Job]] = {}
@@ -204,8 +204,9 @@ class Engine:
             logits = decoder.prefill(sequence, ids[sequence.length : end], job.tokens)
             if job.ask.record and end == len(ids):
                 job.reading.add(None)
-        job.prefilled = time.monotonic()
-        self.tally.prefill_seconds += job.prefilled - before
+        seconds = time.monotonic() - before
+        job.prefill_seconds += seconds
+        self.tally.prefill_seconds += seconds
         if end == len(ids):
             self.tally.prompt_tokens += len(ids)
             self._take(job, logits)
@@ -253,7 +254,7 @@ class Engine:
         self.tally.finished += 1
         share = job.read / job.held if job.held else 1.0
         median = statistics.median(job.steps) if job.steps else 0.0
-        waited, prefill = job.started - job.asked, job.prefilled - job.started
+        waited, prefill = job.started - job.asked, job.prefill_seconds
         lengths, plan = (job.sequence.length, len(job.ask.ids) + 1), job.ask.plan
         job.sequence = None
         each = self._bytes_per_token(*lengths, plan)

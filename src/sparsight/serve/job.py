@@ -124,7 +124,8 @@ class Job:
         self.finish_reason: str | None = None
         self.asked = time.monotonic()
         self.deadline = self.asked + ask.seconds
-        self.started = self.prefilled = self.asked
+        self.started = self.asked
+        self.prefill_seconds = 0.0
         self.steps: list[float] = []
         self.read = self.held = 0
         self._pieces, self._scanner = TextPieces(tokenizer), StopScanner(ask.stops)

@@ -123,6 +123,8 @@ async def _until_gone(receive) -> None:
 
 async def _send_event(send, data: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": b"data: " + json.dumps(data).encode() + b"\n\n", "more_body": True})
+    # Many events may be there at once: between two of them it can be noticed that nobody takes them any more.
+    await asyncio.sleep(0)
 
 
 class _Shape:
