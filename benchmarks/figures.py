@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contextual_sparsity.tables import tables
+from benchmarks.serving.tables import TABLES as SERVING_TABLES
 from benchmarks.token_importance.tables import tables as token_tables
 
 HERE = Path(__file__).parent
@@ -330,6 +331,14 @@ def contextual_sparsity() -> str:
     return text
 
 
+def serving() -> str:
+    """The page of the server."""
+    text = (HERE / "serving" / "README.md").read_text(encoding="utf-8")
+    for mark, content in SERVING_TABLES.items():
+        text = written(text, mark, content())
+    return text
+
+
 def token_importance() -> str:
     """The page that compares all ways to choose tokens."""
     text = (HERE / "token_importance" / "README.md").read_text(encoding="utf-8")
@@ -344,6 +353,7 @@ def pages() -> dict[Path, str]:
     return {
         readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
         HERE / "contextual_sparsity" / "README.md": contextual_sparsity(),
+        HERE / "serving" / "README.md": serving(),
         HERE / "token_importance" / "README.md": token_importance(),
         bench_page: written(
             written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()

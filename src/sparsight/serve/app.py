@@ -19,7 +19,7 @@ from .asks import Asks
 from .engine import Engine
 from .errors import ApiError, draining
 from .gate import Gate
-from .metrics import Metrics
+from .metrics import CONTENT_TYPE, Metrics
 from .readings import Reading, Readings
 from .replies import Chat, Completion, Reply
 from .schemas import ChatRequest, CompletionRequest
@@ -79,6 +79,7 @@ def make_app(engine: Engine, asks: Asks) -> Gate:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _fault)
 
     def model() -> dict[str, Any]:
         own = {
@@ -98,7 +99,7 @@ def make_app(engine: Engine, asks: Asks) -> Gate:
         """The model that is served."""
         return Json({"object": "list", "data": [model()]})
 
-    @app.get("/v1/models/{name}", responses=_ERRORS)
+    @app.get("/v1/models/{name:path}", responses=_ERRORS)
     async def one_model(name: str) -> Json:
         """The model that is served, by its name."""
         asks.check_model(name)
@@ -165,7 +166,7 @@ def make_app(engine: Engine, asks: Asks) -> Gate:
     @app.get("/metrics", responses=_ERRORS)
     async def figures() -> Response:
         """Figures for Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     _add_page(app)
     return Gate(app, settings, lambda: engine.draining)
@@ -218,3 +219,8 @@ async def _http_error(request: Request, error: Exception) -> Json:
     said = {404: "there is nothing at this address", 405: "this address takes another method"}.get(error.status_code, str(error.detail))
     code = "not_found" if error.status_code == 404 else None
     return Json(ApiError(error.status_code, said, code=code).body, error.status_code, error.headers)
+
+
+async def _fault(request: Request, error: Exception) -> Json:
+    # uvicorn writes the error itself into the log.
+    return Json(ApiError(500, "the server failed to answer; its log says why", code="internal_error").body, 500)

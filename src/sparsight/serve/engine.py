@@ -1,7 +1,7 @@
 """The thread that decodes: all running requests take each step together, those that read by the same method in one native call.
 
-A row of a native step gives the same bits alone and among others, so an answer does not depend on who else asks. Measured on SmolLM2-135M, two
-threads: a step of four rows takes 1.2 to 1.4 times as long as one of a single row, so taking turns instead would be three times as slow.
+A row of a native step gives the same bits alone and among others, so an answer does not depend on who else asks. On SmolLM2-135M with one
+thread a step of four rows takes 1.5 to 2.3 times as long as one of a single row (benchmarks/serving); taking turns it would be four times.
 Prompts are read in pieces between steps, so that a long one does not stop the others.
 """
 
@@ -23,7 +23,7 @@ from ..runtime.memory import available_bytes, cache_bytes
 from ..runtime.plan import Plan
 from .errors import ApiError, draining, overloaded, too_slow
 from .job import Job, Outcome
-from .readings import Reading
+from .readings import Reading, reading_bytes
 from .settings import Settings
 from .tally import Tally
 
@@ -146,7 +146,7 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.settings.max_running:
             job = self._waiting[0]
-            needed = cache_bytes(self.loaded, job.ask.plan, 1, job.tokens).total
+            needed = self._needed(job)
             free = available_bytes(self.loaded.model.device) - sum(map(self._promised, self._running))
             if needed > free and self._running:
                 return
@@ -162,10 +162,19 @@ class Engine:
                 job.reading = Reading(self.loaded.anatomy, list(job.ask.ids), len(job.ask.ids), self.loaded.anatomy.full_attention, *chosen)
             self._running.append(job)
 
+    def _needed(self, job: Job) -> int:
+        """Bytes that a job may come to use, what it keeps of its reading among them."""
+        ask, anatomy = job.ask, self.loaded.anatomy
+        needed = cache_bytes(self.loaded, ask.plan, 1, job.tokens).total
+        if ask.record:
+            budget = 0 if ask.plan is None else ask.plan.budget.while_generating(job.tokens)
+            sizes = len(anatomy.full_attention), len(ask.ids), ask.decoding.max_new_tokens, budget, self.loaded.model.dtype.itemsize
+            needed += reading_bytes(anatomy, *sizes)
+        return needed
+
     def _promised(self, job: Job) -> int:
         """Bytes that a running job may still come to use: memory that is not written yet looks free."""
-        total = cache_bytes(self.loaded, job.ask.plan, 1, job.tokens).total
-        return max(0, total - job.sequence.kv_bytes - job.sequence.index_bytes)
+        return max(0, self._needed(job) - job.sequence.kv_bytes - job.sequence.index_bytes)
 
     def _turn(self) -> None:
         """A piece of the prompt that had least so far, so that a short one need not wait for a long one; and a step of all that decodes."""

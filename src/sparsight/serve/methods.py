@@ -44,33 +44,36 @@ class Methods:
     def __init__(self, loaded: LoadedModel, given: Sequence[str], budget: Budget, rule: Rule = _RULE) -> None:
         self._loaded, self.budget, self.rule = loaded, budget, rule
         self._selectors: dict[str, Selector | None] = {DENSE: None}
-        for spec in given:
+        self.default = DENSE
+        for number, spec in enumerate(given):
             selector = resolve(spec, loaded)
             name = selector.name
+            if number == 0:
+                self.default = name
             if not selector.selects:
                 self._selectors.setdefault(name, None)
             elif (reason := why_not_native(Plan(selector, budget, rule))) is not None:
                 raise ConfigError(f"the server decodes natively, which {name!r} cannot: {reason}; leave it out")
             else:
                 self._selectors[name] = selector
-        self.default = next((resolve(spec, loaded).name for spec in given[:1]), DENSE)
-        for name in self._others():
-            self._selectors.setdefault(name, resolve(name, loaded))
+        self._selectors |= self._others()
         self.names = sorted(self._selectors)
 
-    def _others(self) -> list[str]:
-        names = []
+    def _others(self) -> dict[str, Selector]:
+        """What comes with the package and runs natively on this model."""
+        found = {}
         for name, cls in methods().items():
             if name in self._selectors or not cls.selects or cls.permanent or cls.wraps:
                 continue
             if cls.learned and find_shipped(name, self._loaded.fingerprint) is None:
                 continue
             try:
-                if why_not_native(Plan(resolve(name, self._loaded), self.budget, self.rule)) is None:
-                    names.append(name)
+                selector = resolve(name, self._loaded)
+                if why_not_native(Plan(selector, self.budget, self.rule)) is None:
+                    found[name] = selector
             except SparsightError:  # it does not fit this model: it is not offered
                 continue
-        return names
+        return found
 
     def plan(self, name: str | None, budget: str | int | float | None) -> Plan | None:
         """The plan of a request; None for dense.

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
@@ -47,7 +48,7 @@ class Reply(Response):
         loop = asyncio.get_running_loop()
 
         def emit(event) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody is there to tell
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._job = Job(ask, engine.loaded.tokenizer, emit)

@@ -60,6 +60,7 @@ async function answer(side) {
   const state = sides[side];
   const [path, body] = request(side);
   Object.assign(state, { id: null, reading: null, details: new Map(), stop: new AbortController() });
+  if (shown && shown.side === side) shown = null;
   $(side).replaceChildren();
   $(side + "-figures").textContent = "reading the prompt …";
   const streams = Boolean(window.ReadableStream && window.TextDecoder);
@@ -277,6 +278,7 @@ function setContext(reading, length) {
 }
 
 function setChoices(reading) {
+  if ($("layer").options.length === reading.layers.length + 1 && $("head").options.length === reading.kv_heads + 1) return;
   const options = (names) => names.map(([value, text]) => Object.assign(document.createElement("option"), { value, textContent: text }));
   $("layer").replaceChildren(...options([["all", "all that choose"], ...reading.layers.map((layer, i) => [i, layer])]));
   $("head").replaceChildren(...options([["all", "all"], ...[...Array(reading.kv_heads).keys()].map((h) => [h, h])]));
