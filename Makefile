@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow check-kvpress bench-tokens emulate sanitize demo bench predictors units clean
+.PHONY: install test test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units clean
 
 install: $(INSTALLED)
 
@@ -54,6 +54,26 @@ $(KVPRESS): $(INSTALLED) requirements-kvpress.txt
 
 check-kvpress: $(KVPRESS)
 	.kvpress/bin/python -m pytest tests/kvpress -rP
+
+# What an extra needs, without building the package again.
+install_extra = $(BIN)/python -m pip install --quiet -c constraints.txt $$($(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
+
+serve: $(INSTALLED)
+	@$(call install_extra,serve)
+	$(BIN)/sparsight serve --select foresight
+
+# The server under a fuzzer and under load, on loopback only, bounded in count and time.
+check-serve: $(INSTALLED)
+	@$(call install_extra,serve-checks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve -m fuzz
+
+# The page in the Chromium of the system, headless.
+check-page: $(INSTALLED)
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || \
+	{ echo "error: Chromium is not installed; on Debian: apt-get install chromium"; exit 2; }
+	@$(call install_extra,serve-checks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve -m page
 
 bench-tokens: $(INSTALLED)
 	$(BIN)/python -m benchmarks.token_importance --workers 2

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.activation_sparsity.tables import tables as activation_tables
 from benchmarks.contextual_sparsity.tables import tables
+from benchmarks.serving.tables import TABLES as SERVING_TABLES
 from benchmarks.token_importance.tables import tables as token_tables
 
 HERE = Path(__file__).parent
@@ -338,6 +339,7 @@ def pages() -> dict[Path, str]:
         readme: written(written(readme.read_text(encoding="utf-8"), "figures", front()), "speed", speed_front()),
         HERE / "contextual_sparsity" / "README.md": filled("contextual_sparsity", tables()),
         HERE / "token_importance" / "README.md": filled("token_importance", token_tables()),
+        HERE / "serving" / "README.md": filled("serving", {mark: make() for mark, make in SERVING_TABLES.items()}),
         HERE / "activation_sparsity" / "README.md": filled("activation_sparsity", activation_tables()),
         bench_page: written(
             written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()

@@ -374,6 +374,7 @@ class Step {
         float* q = query[b].data() + first_head + g * z.head_dim;
         if (!kept || kept[g]) {
           finish_head(q, layer.query_norm, turn, at);
+          if (a.queries) std::copy_n(q, z.head_dim, a.queries + ((size_t)l * batch + b) * wide + first_head + g * z.head_dim);
           for (int c = 0; c < z.head_dim; c++) mine[g * z.head_dim + c] = q[c] * factor;
           if (kept) dense = std::copy_n(mine + g * z.head_dim, z.head_dim, dense);
         } else {

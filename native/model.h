@@ -110,6 +110,7 @@ struct StepArguments {
   Rule rule;
   float* logits = nullptr;  // (sequences, vocab): of the last row of each
   std::vector<std::vector<Read>>* record = nullptr;  // layer, then sequence * kv_heads + head
+  float* queries = nullptr;  // (layers, rows, query_heads, head_dim), as attention sees them, to be filled if given; heads left out are 0
   std::vector<const Units*> units;  // a row, or none at all; null for a row that computes everything
   std::vector<int64_t>*heads_computed = nullptr, *neurons_computed = nullptr;  // a row
   std::vector<UnitRecord>* unit_record = nullptr;  // a row

@@ -541,7 +541,7 @@ struct PySequence {
 std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> sequences, std::vector<int> tokens, Bytes logits,
                       std::optional<PySelection*> selection, std::vector<int> budgets, int sinks, int window, int interval, int pages, float page_share,
                       nb::object record, std::vector<std::optional<PyUnits*>> units, nb::object computed,
-                      std::optional<PyActivations*> activations, nb::object inputs_read) {
+                      std::optional<PyActivations*> activations, nb::object inputs_read, std::optional<Bytes> queries) {
   need(model.sealed, "the model is not complete");
   const Sizes& z = model.model.sizes;
   const size_t batch = sequences.size();
@@ -561,6 +561,13 @@ std::vector<int> step(PyModel& model, Pool& pool, std::vector<PySequence*> seque
   need(record.is_none() || nb::isinstance<nb::list>(record), "what is read is recorded in a list");
   StepArguments a;
   a.tokens = tokens, a.logits = (float*)logits.data();
+  if (queries) {
+    const size_t wide = (size_t)z.query_heads * z.head_dim;
+    need(queries->nbytes() == z.layers * batch * wide * sizeof(float) && aligned(queries->data(), sizeof(float)),
+         "queries must be (layers, rows, query_heads, head_dim) float32");
+    std::fill_n((float*)queries->data(), z.layers * batch * wide, 0.f);
+    a.queries = (float*)queries->data();
+  }
   a.rule.sinks = sinks, a.rule.window = window, a.rule.interval = interval, a.rule.pages = pages, a.rule.page_share = page_share;
   if (selection) {
     need(budgets.size() == batch, "a step needs one budget a row");
@@ -979,7 +986,7 @@ NB_MODULE(_native, m) {
       .def_prop_rw("length", [](const PySequence& s) { return s.sequence.length; }, &PySequence::set_length);
   m.def("step", &step, "model"_a, "pool"_a, "sequences"_a, "tokens"_a, "logits"_a.noconvert(), "selection"_a.none(), "budgets"_a, "sinks"_a, "window"_a,
         "interval"_a, "pages"_a, "page_share"_a, "record"_a.none(), "units"_a = nb::list(), "computed"_a.none() = nb::none(),
-        "activations"_a.none() = nb::none(), "inputs_read"_a.none() = nb::none());
+        "activations"_a.none() = nb::none(), "inputs_read"_a.none() = nb::none(), "queries"_a.noconvert().none() = nb::none());
   m.def("cut_columns", &cut_columns, "level"_a, "pool"_a, "columns"_a.noconvert(), "format"_a, "outputs"_a, "x"_a.noconvert(), "centre"_a.noconvert(),
         "threshold"_a.noconvert(), "folded"_a.none(), "out"_a.noconvert(), "Inputs of each row that were read for.");
   m.def("some_rows", &some_rows, "level"_a, "pool"_a, "weight"_a.noconvert(), "format"_a, "active"_a.noconvert(), "x"_a.noconvert(),

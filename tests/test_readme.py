@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
 SLOW = re.findall(r"^```bash slow\n(.*?)^```", README, re.M | re.S)
+SERVER = re.findall(r"^```bash server\n(.*?)^```", README, re.M | re.S)
+CLIENT = re.findall(r"^```python client\n(.*?)^```", README, re.M | re.S)
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 
 pytestmark = pytest.mark.skipif(
@@ -51,8 +53,9 @@ def notes(folder: Path) -> None:
 
 
 def test_the_page_has_examples_of_every_kind():
-    verbs = {command[3] for command in commands(SHELL + SLOW)}
-    assert verbs == {"generate", "evaluate", "train", "trace", "calibrate", "info", "chat", "bench"} and len(PYTHON) == 1
+    verbs = {command[3] for command in commands(SHELL + SLOW + SERVER)}
+    assert verbs == {"generate", "evaluate", "train", "trace", "calibrate", "info", "chat", "bench", "serve"}
+    assert len(PYTHON) == len(SERVER) == len(CLIENT) == 1
 
 
 def test_shell_commands_run_in_order(tmp_path):
@@ -72,3 +75,19 @@ def test_slow_shell_commands_run(tmp_path):
     for command in commands(SLOW):
         run(command, tmp_path)
     assert (tmp_path / "my-foresight" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_client_example_runs_against_the_server(tmp_path):
+    notes(tmp_path)
+    (command,) = commands(SERVER)
+    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            url = re.search(r"page at (\S+)/,", server.stderr.readline())[1]
+            code = CLIENT[0].replace("http://127.0.0.1:8000", url)
+            assert code != CLIENT[0]
+            assert "(25% of the cached tokens read)" in run([sys.executable, "-c", code], tmp_path)
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()

@@ -362,3 +362,22 @@ def test_an_interrupted_prefill_leaves_the_sequence_as_it_was(stories, monkeypat
     other = decoder.new_sequence()
     decoder.prefill(other, [1, 2, 3])
     assert np.array_equal(decoder.step([sequence], [9]).logits, decoder.step([other], [9]).logits)
+
+
+def test_queries_are_those_that_attention_saw(stories):
+    """With what was read they give the weights of attention: here all of it, as the graph has them."""
+    decoder, ids = Decoder(stories), stories.tokenizer("Once upon a time there was a big dog.")["input_ids"]
+    sequences = [decoder.new_sequence(), decoder.new_sequence()]
+    decoder.prefill(sequences[0], ids[:-1])
+    decoder.prefill(sequences[1], ids[:4])
+    step = decoder.step(sequences, [ids[-1], ids[4]], queries=True)
+    assert step.queries.shape == (5, 2, 8, 8) and decoder.step(sequences, [5, 5]).queries is None
+    with torch.no_grad():
+        stories.model.set_attn_implementation("eager")
+        truth = stories.model(torch.tensor([ids]), output_attentions=True).attentions
+        stories.model.set_attn_implementation("sdpa")
+    for row, length in enumerate((len(ids), 5)):
+        for layer in range(5):
+            keys = sequences[row].stores[layer].keys[:, :length].repeat_interleave(2, 0)
+            weights = (torch.from_numpy(step.queries[layer, row])[:, None] @ keys.transpose(1, 2) * stories.anatomy.scaling).softmax(-1)
+            assert torch.allclose(weights[:, 0], truth[layer][0, :, length - 1, :length], atol=1e-5)

@@ -61,6 +61,8 @@ class Step:
         lists by layer of which they were.
     inputs : list of list or None
         With matrices cut by their inputs, a sequence: inputs read for, summed over layers, of each of `activations.PARTS`.
+    queries : (layers, sequences, query_heads, head_dim) float32, or None
+        If asked for, the queries as attention saw them, after norm and rotary embedding; of heads left out, zeros.
     """
 
     logits: np.ndarray
@@ -70,6 +72,7 @@ class Step:
     reads: list[list[list[int] | None]] | None = field(default=None, repr=False)
     units: list[tuple[int, int, list[list[int]], list[list[int]]]] | None = field(default=None, repr=False)
     inputs: list[list[int]] | None = field(default=None, repr=False)
+    queries: np.ndarray | None = field(default=None, repr=False)
 
 
 def why_not_native_model(loaded: LoadedModel, format: str | None = None) -> str | None:
@@ -286,6 +289,7 @@ class Decoder:
         record: bool = False,
         units: Sequence[NativeUnits | None] = (),
         activations: NativeActivations | None = None,
+        queries: bool = False,
     ) -> Step:
         """Append one token to each sequence.
 
@@ -304,6 +308,8 @@ class Decoder:
             What each sequence leaves out; None for nothing.
         activations : NativeActivations, optional
             Cuts of all sequences, each by its own inputs; not together with `units`.
+        queries : bool
+            Keep the queries.
 
         Raises
         ------
@@ -334,13 +340,16 @@ class Decoder:
         computed: list | None = [] if any(one is not None for one in units) else None
         cuts = None if activations is None else activations.native
         inputs: list | None = None if cuts is None else []
-        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed, cuts, inputs)
+        anatomy = self.loaded.anatomy
+        kept = np.empty((anatomy.layers, len(sequences), anatomy.query_heads, anatomy.head_dim), dtype=np.float32) if queries else None
+        best = self._call(sequences, tokens, logits, selection, budgets, rule, reads, units, computed, cuts, inputs, kept)
         if min(best) < 0:
             raise _not_finite(self.loaded, max(lengths))
-        return Step(logits, best, list(budgets), lengths, reads, computed, inputs)
+        return Step(logits, best, list(budgets), lengths, reads, computed, inputs, kept)
 
     def _call(
-        self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None, cuts=None, inputs=None
+        self, sequences, tokens, logits, selection=None, budgets=(), rule=_DENSE, reads=None, units=(), computed=None,
+        cuts=None, inputs=None, kept=None,
     ) -> list[int]:
         return self._lib.step(
             self.native,
@@ -360,6 +369,7 @@ class Decoder:
             computed,
             cuts,
             inputs,
+            None if kept is None else kept.view(np.uint8),
         )
 
     def selection(self, plan: Plan) -> NativeSelection:

@@ -1,0 +1,1 @@
+"""What the server costs beside `generate`, and what it does under load."""
