@@ -161,11 +161,14 @@ def indexed(selection, model=MODEL, capacity=16):
     return sequence
 
 
-def step(model=MODEL, sequences=None, tokens=(1,), vocab=VOCAB, selection=None, budgets=(), rule=(1, 2, 1, 0, 0.25), record=None, logits=None):
+def step(
+    model=MODEL, sequences=None, tokens=(1,), vocab=VOCAB, selection=None, budgets=(), rule=(1, 2, 1, 0, 0.25), record=None,
+    logits=None, queries=None,
+):  # fmt: skip
     sequences = [new_sequence()] if sequences is None else sequences
     if logits is None:
         logits = np.zeros(4 * vocab * len({id(s) for s in sequences}), np.uint8)
-    return lib.step(model, POOL, sequences, list(tokens), logits, selection, list(budgets), *rule, record)
+    return lib.step(model, POOL, sequences, list(tokens), logits, selection, list(budgets), *rule, record, queries=queries)
 
 
 def selecting(budget=4, rule=(1, 2, 1, 0, 0.25), **changes):
@@ -406,6 +409,12 @@ BAD = {
     "many logits": ("logits must be", lambda: step(logits=np.zeros(4 * VOCAB + 4, np.uint8))),
     "unaligned logits": ("logits must be", lambda: step(logits=moved(np.zeros(4 * VOCAB, np.uint8)))),
     "logits of one sequence": ("logits must be", lambda: step(sequences=[new_sequence()] * 2, tokens=(1, 2), vocab=2 * VOCAB)),
+    "few queries": ("queries must be", lambda: step(queries=np.zeros(4 * LAYERS * HEADS * WIDTH - 4, np.uint8))),
+    "unaligned queries": ("queries must be", lambda: step(queries=moved(np.zeros(4 * LAYERS * HEADS * WIDTH, np.uint8)))),
+    "queries of one of two rows": (
+        "queries must be",
+        lambda: step(sequences=[new_sequence()] * 2, tokens=(1, 2), queries=np.zeros(4 * LAYERS * HEADS * WIDTH, np.uint8)),
+    ),
     "record of reads": ("recorded in a list", lambda: step(record=())),
     "token -1": ("token -1 is not in the vocabulary of 37", lambda: step(tokens=[-1])),
     "token 37": ("token 37 is not in the vocabulary of 37", lambda: step(tokens=[VOCAB])),

@@ -1,16 +1,22 @@
 """What is shown as read is what the decoder chose, and the attention beside it is the model's own."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from sparsight.models import load
+from sparsight.models import Anatomy, load
 from sparsight.report import ReadingRecorder
-from sparsight.runtime import Budget, Plan, generate
+from sparsight.runtime import Budget, Plan, generate, kept_decoder
+from sparsight.runtime.generation import Decoding
+from sparsight.serve import Engine, Settings
+from sparsight.serve.job import Ask, Job, Outcome
 from sparsight.serve.readings import Reading, Readings
 from sparsight.tokens.pretrained import resolve
+
+from ..families import make_model
 
 PROMPT = "Once upon a time there was a girl called Lily. She had a red ball and a big dog. One day she went out. " * 4
 
@@ -99,3 +105,20 @@ def test_a_reading_that_would_be_too_large_is_refused(start):
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "reading"
         assert running.post("/v1/completions", json={**body, "max_tokens": 2}).status_code == 200
         assert 0 < running.engine.tally.finished == 1
+
+
+def test_layers_with_a_window_are_left_out(stories):
+    """What they see is not chosen, and keys that left the window are gone; the others are shown under their own numbers."""
+    network = make_model("gemma3")
+    anatomy = Anatomy.of(network)
+    loaded = replace(stories, model=network, anatomy=anatomy, name="windows", kept={}, blocks=None)
+    engine, events = Engine(loaded, kept_decoder(loaded), Settings()), []
+    ids = torch.randint(3, anatomy.vocab_size, (70,), generator=torch.Generator().manual_seed(1)).tolist()
+    ask = Ask(ids, Decoding(4), Plan(resolve("streaming", loaded), Budget.parse(40)), record=True)
+    engine.submit(Job(ask, loaded.tokenizer, events.append))
+    engine.drain(30)
+    assert engine.join(30) and isinstance(events[-1], Outcome)
+    reading = events[-1].reading
+    assert reading.layers == anatomy.full_attention and 0 < len(reading.layers) < anatomy.layers
+    assert [len(head) for layer in reading.reads[2] for head in layer] == [40] * anatomy.kv_heads * len(reading.layers)
+    assert reading.attention(2).shape == (len(reading.layers), anatomy.kv_heads, 72)
