@@ -1,6 +1,7 @@
 """Every command and example of the README runs, in the order of the page, with the real model."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -24,11 +25,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(arguments: list[str], folder: Path) -> str:
+def quiet() -> dict[str, str]:
     # Another test may be using the other core.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str], folder: Path) -> str:
     arguments, given = with_input(arguments, folder)
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000, input=given)
+    done = subprocess.run(arguments, cwd=folder, env=quiet(), capture_output=True, text=True, timeout=3000, input=given)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,9 +63,18 @@ def test_the_page_has_examples_of_every_kind():
 
 
 def test_shell_commands_run_in_order(tmp_path):
+    """The first as a user's shell would, the others in one process: to load PyTorch for each takes as long as what they do."""
     notes(tmp_path)
-    outputs = [run(command, tmp_path) for command in commands(SHELL)]
-    assert all(output.strip() for output in outputs)
+    first, *others = commands(SHELL)
+    assert run(first, tmp_path).strip()
+    given = [(command[3:], text) for command, text in (with_input(command, tmp_path) for command in others)]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("readme_commands.py")], cwd=tmp_path, env=quiet(), capture_output=True, text=True,
+        timeout=3000, input=json.dumps(given),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for (arguments, _), (code, output, errors) in zip(given, json.loads(done.stdout), strict=True):
+        assert code == 0 and output.strip(), f"{arguments}: {errors}"
     assert (tmp_path / "results.json").exists() and (tmp_path / "my-lowrank" / "model.safetensors").exists()
 
 
