@@ -31,7 +31,7 @@ from sparsight.training.text import token_stream
 
 from .__main__ import RESULTS, TEXT
 
-LENGTH, BATCH, STEPS, RATE = 128, 16, 500, 4e-3
+LENGTH, BATCH, STEPS, RATE = 128, 16, 3000, 2e-3
 SHARES = (0.3, 0.5, 0.7)
 
 

@@ -37,3 +37,14 @@ def test_long_tasks_give_a_table_and_a_file_that_is_reused(model, sparsight, tmp
 def test_what_cannot_be_is_one_line(arguments, told, model, sparsight):
     code, _, err = sparsight("evaluate", *model, "--select", "quest", *arguments)
     assert code == 2 and told in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_the_harness_is_asked_for_by_name(sparsight, byte_model, monkeypatch):
+    import sys
+
+    how = ["evaluate", "--model", byte_model, "--dtype", "fp32", "--select", "quest"]
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, _, err = sparsight(*how, "--harness", "ruler")
+    assert code == 2 and "pip install 'sparsight[tasks]'" in err and err.count("\n") == 1
+    code, _, err = sparsight(*how, "--harness-folder", "x")
+    assert code == 2 and "add --harness TASK" in err

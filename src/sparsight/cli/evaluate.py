@@ -44,6 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="in place of --text: multiple choice (piqa, copa, ...), or with --select long tasks of --length tokens (needle-single, ...)",
     )
     parser.add_argument("--tasks-data", metavar="DIR", help="folder of TASK.jsonl or .jsonl.gz (default: the hub's rows)")
+    parser.add_argument(
+        "--harness",
+        nargs="+",
+        action="extend",
+        metavar="TASK",
+        help="in place of --text: tasks of lm-evaluation-harness whose answers are written (ruler, longbench, ...); extra 'tasks'",
+    )
+    parser.add_argument("--harness-folder", metavar="DIR", help="with --harness: folder with task files of yours")
     parser.add_argument("--generate", action="store_true", help="with long tasks: also let the model write its answers")
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="solved examples before each question (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="items of each task (default: all; of tasks that are made, 50)")
@@ -95,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{option.replace('_', '-')} needs a method that chooses heads and neurons; add --units gated, or leave it out")
     if not args.select:
         raise ConfigError("--select names no method; give one or more, such as --select oracle foresight random")
+    if args.harness:
+        from .token_tasks import run_harness
+
+        return run_harness(args)
+    if args.harness_folder:
+        raise ConfigError("--harness-folder is for tasks of lm-evaluation-harness; add --harness TASK, or leave it out")
     if args.tasks:
         from .token_tasks import run_token_tasks
 

@@ -78,6 +78,37 @@ def _choice(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_harness(args: argparse.Namespace) -> int:
+    """Run tasks of lm-evaluation-harness whose answers are written.
+
+    Raises
+    ------
+    ConfigError
+        If something else is asked for at once, or the harness is not installed.
+    """
+    from ..artifacts import write_atomically
+    from ..errors import ConfigError
+    from ..report.written_task_table import written_task_table
+    from .console import output
+    from .options import load_model
+    from .progress import bar
+
+    for option in ("text", "tasks", "adaptive", "thresholds", "simulate_prefill", "generate", "shots"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} does not go with --harness; leave one of the two out")
+    try:
+        from ..evaluation.tasks.generating import written_tasks
+    except ImportError as error:
+        raise ConfigError(f"--harness needs lm-evaluation-harness ({error}); install it: pip install 'sparsight[tasks]'") from error
+    loaded = load_model(args)
+    with bar("evaluating") as update:
+        rows = written_tasks(loaded, _methods(loaded, args), args.harness, args.limit, args.harness_folder, args.length, update)
+    if args.json:
+        write_atomically(args.json, json.dumps({"model": loaded.name, "model_hash": loaded.fingerprint, "rows": rows}, indent=1) + "\n")
+    output().print(written_task_table(rows))
+    return 0
+
+
 def _methods(loaded, args: argparse.Namespace) -> list:
     from ..tokens.pretrained import resolve
     from .options import DEFAULT_BUDGET
