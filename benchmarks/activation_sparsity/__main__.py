@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.workers import run_workers
 from sparsight.activations.pretrained import from_pretrained
 from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
@@ -174,18 +173,8 @@ def _share(experiment: Experiment, args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks.activation_sparsity", "--calibrate", "--only", experiment.name, "--device", args.device]
     command += ["--calibrations", str(args.calibrations), "--windows", str(args.windows)]
     wanted = list(args.methods or experiment.methods)
-    workers = [
-        subprocess.Popen([*command, "--methods", *part], env={**os.environ, "OMP_NUM_THREADS": "1"})
-        for part in (wanted[i :: args.workers] for i in range(args.workers))
-        if part
-    ]
-    try:
-        codes = [worker.wait() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    if any(codes):
-        raise SparsightError("a worker failed, see above; what is done stays, so run this again")
+    parts = (wanted[i :: args.workers] for i in range(args.workers))
+    run_workers([*command, "--methods", *part] for part in parts if part)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.token_importance.configuration import Configuration, read_configurations
+from benchmarks.workers import run_workers
 from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
 from sparsight.evaluation import Protocol, evaluate
@@ -106,17 +105,7 @@ def _share(args: argparse.Namespace, names: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks.token_importance", "--data", str(args.data), "--out", str(args.out), "--device", args.device]
     command += ["--quick"] if args.quick else []
     command += ["--predictors", str(args.predictors)] if args.predictors else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([*command, "--only", *names, "--shard", f"{i}/{args.workers}"], env=environment) for i in range(args.workers)
-    ]
-    try:
-        codes = [worker.wait() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    if any(codes):
-        raise SparsightError("a worker failed, see above; what is done stays, so run this again")
+    run_workers([*command, "--only", *names, "--shard", f"{i}/{args.workers}"] for i in range(args.workers))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """Which weights to read by the values they would be multiplied with: one file a method."""
 
 from .base import (
-    ALLOCATIONS,
     ATTENTION,
     FEED_FORWARD,
     PARTS,
@@ -16,7 +15,6 @@ from .base import (
 )
 
 __all__ = [
-    "ALLOCATIONS",
     "ATTENTION",
     "FEED_FORWARD",
     "PARTS",

@@ -12,6 +12,7 @@ config dataclass, the computation on plain tensors and `@register`. It is found 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,6 @@ ATTENTION = ("query", "key", "value", "head_output")
 FEED_FORWARD = ("gate", "up", "down")
 PARTS = ATTENTION + FEED_FORWARD
 """The matrices of a layer, in the order in which a forward meets them."""
-ALLOCATIONS = ("uniform", "block", "loss")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class ActivationGeometry:
         """Elements of a matrix."""
         outputs, inputs = self.shape(part)
         return outputs * inputs
+
+    def sparsity(self, shares: Mapping[str, float]) -> float:
+        """Share of the elements of all matrices, from those of some of them; the others count as read."""
+        return sum(share * self.elements(part) for part, share in shares.items()) / sum(map(self.elements, self.parts))
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class ActivationMethod(nn.Module):
 
     @property
     def allocation(self) -> str:
-        """How the share is spread over layers and matrices, one of `ALLOCATIONS`."""
+        """How the share is spread over layers and matrices, "uniform", "block" or "loss"."""
         return "uniform"
 
     @property

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..activations import ActivationGeometry, ActivationMethod
+from ..activations import ActivationMethod
 from ..activations.pretrained import from_pretrained
-from ..errors import ConfigError, TextError
+from ..errors import ConfigError
 from ..models import LoadedModel
 from ..runtime import Budget, Rule
 from ..runtime.activations import ActivationRun, apply_activations, check_activations
 from ..tokens import Dense, Geometry, Selector
-from ..training.text import Document, hash_documents, overlap
+from ..training.text import Document, hash_documents
 from .bytes import ELEMENT, bytes_per_token
-from .evaluate import KNOWN_TEXT, versions
+from .evaluate import refuse_known_text, versions
 from .intervals import clustered_mean
 from .protocol import Protocol, cut
 from .results import ResultFile
@@ -84,7 +84,7 @@ def evaluate_activations(
         Chunk(piece.ids, protocol.scored, piece.cluster)
         for piece in cut(loaded, documents, Protocol(length=protocol.length, count=protocol.count))
     ]
-    known = _refuse_known_text(methods, pieces, allow_trained_text)
+    known = refuse_known_text(methods, pieces, allow_trained_text, "calibrate")
     file = ResultFile(result, _configuration(loaded, methods, documents, protocol, cut_prompt, select))
     if (finished := file.finished()) is not None:
         return finished
@@ -101,18 +101,6 @@ def evaluate_activations(
     return file.finish(
         {"rows": rows, "losses": losses, "clusters": [p.cluster for p in pieces], "trained_text_share": known, "versions": versions()}
     )
-
-
-def _refuse_known_text(methods: Mapping[str, ActivationMethod], pieces: list[Chunk], allowed: bool) -> dict[str, float]:
-    shares = {}
-    for name, method in methods.items():
-        if (known := getattr(method, "training_shingles", None)) is not None:
-            shares[name] = sum(overlap(known, p.ids.numpy()) for p in pieces) / len(pieces)
-            if shares[name] > KNOWN_TEXT and not allowed:
-                raise TextError(
-                    f"{shares[name]:.1%} of this text was used to calibrate {name!r}; evaluate on other text, or say --allow-trained-text"
-                )
-    return shares
 
 
 def _configuration(loaded, methods, documents, protocol, cut_prompt, select) -> dict[str, Any]:
@@ -155,12 +143,6 @@ def layer_shares(run: ActivationRun) -> dict[str, list[float]]:
     return {part: [round(run.share(i, part), 6) for i in range(geometry.layers)] for part in parts}
 
 
-def sparsity_of(geometry: ActivationGeometry, shares: Mapping[str, Sequence[float]]) -> float:
-    """Share of the elements of all matrices of all layers that is not read."""
-    skipped = sum(sum(by_layer) * geometry.elements(part) for part, by_layer in shares.items())
-    return skipped / (geometry.layers * sum(map(geometry.elements, geometry.parts)))
-
-
 def state_bytes(method: ActivationMethod) -> float:
     """Bytes of centres and thresholds, and of what the centres give, that a step reads."""
     folded = 0
@@ -177,7 +159,8 @@ def _row(loaded, name: str, method: ActivationMethod, measured, pieces, protocol
     delta, interval = clustered_mean([a - b for a, b in zip(nll, dense, strict=True)], [p.cluster for p in pieces])
     parts = measured[0]["shares"][name]
     shares = {part: [sum(m["shares"][name][part][i] for m in measured) / len(measured) for i in range(geometry.layers)] for part in parts}
-    sparsity = sparsity_of(geometry, shares)
+    means = {part: sum(by_layer) / len(by_layer) for part, by_layer in shares.items()}
+    sparsity = geometry.sparsity(means)
     context = protocol.length - (protocol.scored - 1) / 2
     selector = Dense(Dense.Config(), Geometry.of(anatomy)) if select is None else select[0]
     bytes_dense = bytes_per_token(anatomy, selector, context if select is None else select[1].at(protocol.length), context)
@@ -194,7 +177,7 @@ def _row(loaded, name: str, method: ActivationMethod, measured, pieces, protocol
         "ppl_ratio_ci": None if interval is None else [math.exp(x) for x in interval],
         "bytes_per_token": bytes_dense["total"] - saved,
         "bytes_dense": bytes_dense["total"],
-        "shares": {part: sum(by_layer) / len(by_layer) for part, by_layer in shares.items()},
+        "shares": means,
         "layers": {part: [round(share, 4) for share in by_layer] for part, by_layer in shares.items()},
         "chunks": len(pieces),
         "clusters": len({p.cluster for p in pieces}),

@@ -97,7 +97,7 @@ def evaluate(
     tokens = {label: protocol.budget(budget) for label, budget in budgets.items()}
     _check_evictors(selectors, tokens, protocol)
     pieces = cut(loaded, documents, protocol)
-    known = _refuse_known_text(selectors, pieces, allow_trained_text)
+    known = refuse_known_text(selectors, pieces, allow_trained_text)
     number, shards = checked_shard(shard, result)
     file = ResultFile(result, _configuration(loaded, selectors, documents, protocol, tokens, seed), number if shards > 1 else None)
     if (finished := file.finished()) is not None:
@@ -154,14 +154,21 @@ def _selectors(loaded: LoadedModel, specs, seed: int, index_dtype: str | None) -
     return selectors
 
 
-def _refuse_known_text(selectors: dict[str, Selector], pieces: list[Chunk], allowed: bool) -> dict[str, float]:
+def refuse_known_text(methods: Mapping[str, Any], pieces: Sequence[Chunk], allowed: bool, use: str = "train") -> dict[str, float]:
+    """Shares of a text that methods were made from, by their names; those that were made from none are left out.
+
+    Raises
+    ------
+    TextError
+        If a share is above `KNOWN_TEXT` and that is not allowed; `use` says what the text was used for.
+    """
     shares = {}
-    for name, selector in selectors.items():
-        if (known := getattr(selector, "training_shingles", None)) is not None:
+    for name, method in methods.items():
+        if (known := getattr(method, "training_shingles", None)) is not None:
             shares[name] = sum(overlap(known, p.ids.numpy()) for p in pieces) / len(pieces)
             if shares[name] > KNOWN_TEXT and not allowed:
                 raise TextError(
-                    f"{shares[name]:.1%} of this text was used to train {name!r}; evaluate on other text, or say --allow-trained-text"
+                    f"{shares[name]:.1%} of this text was used to {use} {name!r}; evaluate on other text, or say --allow-trained-text"
                 )
     return shares
 

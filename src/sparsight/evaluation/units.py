@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, ConfigError, TextError
+from ..errors import ArtifactError, ConfigError
 from ..models import LoadedModel
 from ..runtime import Budget, Rule
 from ..runtime.units import Choices, PromptRecord, Tally, UnitPlan, masked, recorded
 from ..tokens import Selector
-from ..training.text import Document, hash_documents, overlap
+from ..training.text import Document, hash_documents
 from ..units import Sparsity, UnitMethod
 from ..units.pretrained import resolve_units
 from .bytes import bytes_per_token
-from .evaluate import KNOWN_TEXT, versions
+from .evaluate import refuse_known_text, versions
 from .intervals import clustered_mean
 from .protocol import Protocol, cut
 from .results import ResultFile
@@ -122,7 +122,7 @@ def evaluate_units(
     if not plans:
         raise ConfigError("nothing to evaluate; give a method and a unit sparsity, such as --units gated --unit-sparsity neurons=0.5")
     pieces = _cut(loaded, documents, protocol)
-    known = _refuse_known_text({**methods, **({} if head_method is None else {heads: head_method})}, pieces, allow_trained_text)
+    known = refuse_known_text({**methods, **({} if head_method is None else {heads: head_method})}, pieces, allow_trained_text, "make")
     file = ResultFile(result, _configuration(loaded, plans, documents, protocol, heads, select))
     if (finished := file.finished()) is not None:
         return finished
@@ -150,18 +150,6 @@ def _static(loaded: LoadedModel, methods: dict[str, UnitMethod]) -> UnitMethod |
         return found or resolve_units("static", loaded)
     except ArtifactError:
         return None
-
-
-def _refuse_known_text(methods: dict[str, UnitMethod], pieces: list[Chunk], allowed: bool) -> dict[str, float]:
-    shares = {}
-    for name, method in methods.items():
-        if (known := getattr(method, "training_shingles", None)) is not None:
-            shares[name] = sum(overlap(known, p.ids.numpy()) for p in pieces) / len(pieces)
-            if shares[name] > KNOWN_TEXT and not allowed:
-                raise TextError(
-                    f"{shares[name]:.1%} of this text was used to make {name!r}; evaluate on other text, or say --allow-trained-text"
-                )
-    return shares
 
 
 def _configuration(loaded, plans, documents, protocol, heads, select) -> dict[str, Any]:

@@ -57,6 +57,15 @@ def unpack_columns(packed: Tensor, outputs: int, format: str) -> Tensor:
     return (grouped[..., :GROUP].view(torch.int8).float() * scales).flatten(1)[:, :outputs].T
 
 
+def fold(weight: Tensor, bias: Tensor | None, centre: Tensor) -> Tensor | None:
+    """What a matrix gives of the centres, `W c + b` `(outputs,)` float32; None where there is neither a centre nor a bias."""
+    folded = None if bias is None else bias.detach().float()
+    if centre.any():
+        given = weight.detach().float() @ centre
+        folded = given if folded is None else folded + given
+    return folded
+
+
 def cut_columns(
     x: Tensor,
     packed: Tensor,

@@ -9,10 +9,7 @@ Imports `lm_eval` (the extra `tasks`), so it is imported inside functions only.
 
 from __future__ import annotations
 
-import logging
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +22,7 @@ from ...runtime import Budget, Decoding, Plan
 from ...runtime.apply import Observer
 from ...runtime.generate import decode
 from ...tokens import Selector
-from .harness import Scorer
+from .harness import Scorer, quiet
 
 Progress = Callable[[int, int, str], None]
 _MOST_NEW_TOKENS = 256
@@ -122,7 +119,7 @@ def written_tasks(
     plans: list[tuple[str, str, Plan | None]] = [("dense", "full", None)]
     plans += [(name, str(budget), Plan(selector, budget) if selector.selects else None) for name, selector, budget in methods]
     rows: list[dict[str, Any]] = []
-    with _kept_quiet():
+    with quiet(streams=False):  # a bar may be on the terminal
         manager = TaskManager(include_path=folder, metadata=told)
         if unknown := [task for task in tasks if task not in manager.all_tasks]:
             raise ConfigError(f"lm-evaluation-harness {lm_eval.__version__} has no task {', '.join(unknown)}; see lm-eval ls tasks")
@@ -151,21 +148,6 @@ def written_tasks(
                             "lm_eval": lm_eval.__version__,
                         })  # fmt: skip
     return rows
-
-
-@contextmanager
-def _kept_quiet() -> Iterator[None]:
-    """Keep the harness's log lines off the terminal, and the random state as it is."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
-    levels, state = [logger.level for logger in loggers], random.getstate()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        random.setstate(state)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,18 @@ _FOLDERS = ("arc", "glue/rte", "hellaswag", "openbookqa", "piqa", "super_glue/co
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the harness and its libraries print off the terminal, and the random state as it is; errors are still raised."""
+def quiet(streams: bool = True) -> Iterator[None]:
+    """Keep what the harness and its libraries log, and print if `streams`, off the terminal, and the random state as it is."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     state = random.getstate()  # the harness draws names that nobody uses
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with ExitStack() as stack:
+            if streams:
+                stack.enter_context(redirect_stdout(io.StringIO()))
+                stack.enter_context(redirect_stderr(io.StringIO()))
             yield
     finally:
         random.setstate(state)

@@ -110,16 +110,12 @@ class ActivationRun:
         """Share of a matrix that was not read."""
         return self.state.share(layer, part)
 
-    def elements_skipped(self) -> float:
-        """Weight elements that a row did not read, on average."""
-        geometry = self.method.geometry
-        return sum(self.share(i, part) * geometry.elements(part) for i in range(geometry.layers) for part in geometry.parts)
-
     @property
     def sparsity(self) -> float:
         """Share of the elements of all matrices of all layers that was not read."""
         geometry = self.method.geometry
-        return self.elements_skipped() / (geometry.layers * sum(map(geometry.elements, geometry.parts)))
+        layers = range(geometry.layers)
+        return geometry.sparsity({part: sum(self.share(i, part) for i in layers) / geometry.layers for part in geometry.parts})
 
 
 @contextmanager

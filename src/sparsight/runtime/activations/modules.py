@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...activations import Cut
 from ...models import Anatomy
-from ...ops.cut import cut_columns, pack_columns
+from ...ops.cut import cut_columns, fold, pack_columns
 from ...ops.skip import active_columns, active_rows
 
 MOST_ROWS = 4
@@ -115,12 +115,8 @@ class CutLinear(_Standing):
             return F.linear(x, weight, bias)
         if name not in self._packed:
             centre, threshold = (value.float().expand(weight.shape[1]).contiguous() for value in (cut.centre, cut.threshold))
-            folded = None if bias is None else bias.detach().float()
-            if centre.any():
-                given = weight.detach().float() @ centre
-                folded = given if folded is None else folded + given
             format = "bf16" if weight.dtype == torch.bfloat16 else "fp32"
-            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, centre, threshold, folded)
+            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, centre, threshold, fold(weight, bias, centre))
         made, _ = cut_columns(x.flatten(0, -2).float(), *self._packed[name])
         return made.view(*x.shape[:-1], -1).to(x.dtype)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...activations import PARTS, ActivationMethod
 from ...errors import ConfigError
 from ...models import LoadedModel
-from ...ops.cut import FORMATS, columns_bytes, pack_columns
+from ...ops.cut import FORMATS, columns_bytes, fold, pack_columns
 from ...ops.native import need_library
 from ...units.pieces import Gated, LayerUnits, UnitPieces
 from ..memory import available_bytes
@@ -96,13 +96,9 @@ class NativeActivations:
         cut, inputs = self.method.cut(i, part), self.method.geometry.shape(part)[1]
         centre, threshold = (value.float().cpu().expand(inputs).contiguous() for value in (cut.centre, cut.threshold))
         matrix = getattr(self.decoder.weights.layers[i], _WEIGHTS[part])
-        folded = None if matrix.bias is None else matrix.bias.detach().float().cpu()
-        if centre.any():
-            given = matrix.weight.detach().float().cpu() @ centre
-            folded = given if folded is None else folded + given
-        vectors = [centre, threshold] + ([] if folded is None else [folded.contiguous()])
-        self.state_bytes += 4 * sum(len(vector) for vector in vectors)
-        self.native.cut(i, PARTS.index(part), centre, threshold, None if folded is None else vectors[2])
+        folded = fold(matrix.weight, matrix.bias, centre)
+        self.state_bytes += 4 * (2 * inputs + (0 if folded is None else len(folded)))
+        self.native.cut(i, PARTS.index(part), centre, threshold, None if folded is None else folded.contiguous())
 
     def shares(self, read: Sequence[float], rows: int) -> dict[str, float]:
         """Shares of each matrix that were not read, on average over layers.
@@ -139,8 +135,7 @@ class NativeActivations:
 
     def sparsity(self, shares: dict[str, float]) -> float:
         """Share of the elements of all matrices of all layers that is not read."""
-        geometry = self.method.geometry
-        return sum(share * geometry.elements(part) for part, share in shares.items()) / sum(map(geometry.elements, geometry.parts))
+        return self.method.geometry.sparsity(shares)
 
 
 class ActivationCounts:
