@@ -50,6 +50,21 @@ def test_rows_have_what_is_promised_and_the_order_holds(stories, documents):
                                "set_recall", "bytes_per_token", "state_fraction", "parameters_fraction"}
 
 
+def test_recall_is_told_by_layer_and_head(stories, documents):
+    by = {(r["method"], r["budget"]): r["mass_by_head"] for r in run(stories, documents)["rows"]}
+    whole = {(r["method"], r["budget"]): r["mass_outside"] for r in run(stories, documents)["rows"]}
+    assert by["dense", "48"] is None
+    for name in ("oracle", "quest:page_size=4", "random"):
+        layers = by[name, "48"]
+        assert layers[0] is None and len(layers) == 5 and all(len(heads) == 4 for heads in layers[1:])
+        shares = [share for heads in layers[1:] for share in heads]
+        assert min(shares) < whole[name, "48"] < max(shares)
+        best = [share for heads in by["oracle", "48"][1:] for share in heads]
+        assert all(share <= most for share, most in zip(shares, best, strict=True))
+    means = [[sum(heads) for heads in by[name, "48"][1:]] for name in ("random", "oracle")]
+    assert all(low < high for low, high in zip(*means, strict=True))
+
+
 def test_a_finished_file_is_reused_and_another_configuration_refused(stories, documents, tmp_path, monkeypatch):
     out = tmp_path / "r.json"
     first = run(stories, documents, result=out)

@@ -22,7 +22,7 @@ from ..training.text import Document, hash_documents, overlap
 from .bytes import bytes_kept, bytes_per_token, state_fraction
 from .intervals import clustered_mean
 from .protocol import PLAIN, Protocol, Rules, cut
-from .recall import RecallProbe, recall_figures
+from .recall import ByHead, RecallProbe, add_by_head, mass_by_head, recall_figures
 from .results import ResultFile, checked_shard
 from .scoring import Chunk, Scorer
 
@@ -234,22 +234,29 @@ def _measure(loaded, selectors, piece: Chunk, tokens: dict[str, int | Tensor | N
     asked = {name: s for name, s in selectors.items() if not s.permanent}
     probe = RecallProbe(loaded.anatomy, asked, budgets, rules, kept=kept) if budgets else None
     nll["dense"] = float(scorer.scored(observe=probe).nll.mean())
-    return {"nll": nll, "share": share, "recall": dict(probe.sums) if probe else {}}
+    return {"nll": nll, "share": share, "recall": dict(probe.sums) if probe else {}, "by_head": probe.by_head if probe else {}}
 
 
 def _figures(loaded, selectors, measured, pieces, tokens, protocol) -> dict[str, Any]:
     """The rows, and the gate's floor and ceiling at each budget."""
     sums: dict[str, float] = defaultdict(float)
+    by_head: ByHead = {}
     for chunk in measured:
         for key, value in chunk["recall"].items():
             sums[key] += value
+        for key, found in chunk.get("by_head", {}).items():
+            for layer, heads in found.items():
+                add_by_head(by_head, key, layer, heads)
     gate = {
         label: [recall_figures(sums, name, label)["mass_outside"] for name in ("random", "oracle")]
         for label, t in tokens.items()
         if t is not None
     }
     rows = [
-        _row(loaded, name, selector, label, measured, pieces, sums, protocol)
+        {
+            **_row(loaded, name, selector, label, measured, pieces, sums, protocol),
+            "mass_by_head": mass_by_head(by_head, name, label, loaded.anatomy.layers),
+        }
         for label in tokens
         for name, selector in selectors.items()
     ]

@@ -21,6 +21,9 @@ from ..tokens import Geometry, Index, Rows, Selector, create
 RuleOf = Callable[[str, str], Rule]
 """rule_of(method, budget label): the rule by which a method chooses at a budget"""
 
+ByHead = dict[str, dict[str, list[float]]]
+"""sums of attention mass by "METHOD|BUDGET" (kept) or "all" (all there is), layer, and head that chooses"""
+
 
 class RecallProbe:
     """An observer of a dense pass that asks every selector what it would choose.
@@ -55,6 +58,7 @@ class RecallProbe:
         self.producers = tuple(sorted({p for s in self.selectors.values() for p in s.producers}))
         self.budgets, self.rule_of, self.every = budgets, rule_of, every
         self.sums: dict[str, float] = defaultdict(float)
+        self.by_head: ByHead = {}
         self._previous: Tensor | None = None
         self._kept: dict[tuple[str, str], dict[int, list[tuple[int, Tensor]]]] = {}
         for key, seen in (kept or {}).items():
@@ -93,9 +97,11 @@ class RecallProbe:
             if seen.layer in layers:
                 chosen[key] = keep = held_mask(layers[seen.layer], rows.positions, rows.visible)
                 self._bounds(*key, keep & selectable, truth, selectable)
+        add_by_head(self.by_head, "all", str(seen.layer), (truth * selectable).sum(dim=(0, 2, 3)).tolist())
         dense = self._some_outputs(rows, values, rows.visible.expand(-1, seen.keys.shape[1], -1, -1))
         for (name, label), keep in chosen.items():
             self._mass(name, label, keep & selectable, chosen["oracle", label] & selectable, truth, selectable)
+            add_by_head(self.by_head, f"{name}|{label}", str(seen.layer), (truth * (keep & selectable)).sum(dim=(0, 2, 3)).tolist())
             relative = (self._some_outputs(rows, values, keep) - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
             self.sums[f"{name}|{label}|error"] += float(relative.sum())
             self.sums[f"{name}|{label}|outputs"] += relative.numel()
@@ -169,6 +175,27 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
     norm = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
     return (x * y).sum(axis=-1) / np.where(norm > 0, norm, 1.0)
+
+
+def add_by_head(sums: ByHead, key: str, layer: str, heads: Sequence[float]) -> None:
+    """Add one layer's sums, a head each, to those of before."""
+    layers = sums.setdefault(key, {})
+    layers[layer] = [a + b for a, b in zip(layers.get(layer, [0.0] * len(heads)), heads, strict=True)]
+
+
+def mass_by_head(sums: ByHead, name: str, budget: str, layers: int) -> list[list[float] | None] | None:
+    """Share of the true attention outside sinks and window that a method kept, `(layers, kv_heads)`.
+
+    None for a layer in which it does not choose, and in place of all for a method that does not choose or of which that was not measured.
+    Where every query head chooses for itself, there is a share for each of them.
+    """
+    kept = sums.get(f"{name}|{budget}")
+    if kept is None:
+        return None
+    shares = {
+        layer: [round(k / a, 4) if a else 0.0 for k, a in zip(heads, sums["all"][layer], strict=True)] for layer, heads in kept.items()
+    }
+    return [shares.get(str(layer)) for layer in range(layers)]
 
 
 def recall_figures(sums: dict[str, float], name: str, budget: str) -> dict[str, float | None]:
