@@ -96,7 +96,7 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 48),
+    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 320),
     Experiment("parts", "smollm2-135m", PARTS, (0.4,), 48),
     Experiment("gemma", "gemma3-270m", MAIN, (0.2, 0.3, 0.4), 24),
     Experiment("smollm2-tasks", "smollm2-135m", MAIN, (0.2, 0.3), 0, tasks=True),
@@ -123,6 +123,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     out = args.out / f"{experiment.name}.json"
     if args.workers > 1 and not out.exists():
         _share(experiment, args)
+        _share_scoring(experiment, args)
     loaded = load(experiment.model, dtype=torch.bfloat16, device=args.device)
     folders = calibrations(experiment, loaded, args)
     if args.calibrate:
@@ -133,20 +134,19 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
         print(f"{experiment.name}: {done}/{total} {time.monotonic() - started:.0f} s {note}", file=sys.stderr, flush=True)
 
     cuts = {name: from_pretrained(folder, loaded) for name, folder in folders.items()}
+    shard = tuple(map(int, args.shard.split("/"))) if args.shard else (0, 1)
     if experiment.tasks:
-        if not out.exists():
-            data = args.data / "multiple_choice"
-            rows = evaluate_activation_tasks(loaded, cuts, TASKS, data=data, limit=experiment.limit, progress=progress)
-            told = {"model": loaded.name, "model_hash": loaded.fingerprint, "limit": experiment.limit, "rows": rows}
-            write_atomically(out, json.dumps(told, indent=1) + "\n")
+        if not out.exists() and not _tasks(experiment, loaded, cuts, out, args.data / "multiple_choice", shard, progress):
+            return
         console.print(task_table(json.loads(out.read_text())["rows"]))
         return
     path = args.data / TEXT
     if not path.exists():
         raise TextError(f"{path} is missing; give the folder that holds {TEXT} with --data")
     protocol = UnitProtocol(512, experiment.chunks)
-    result = evaluate_activations(loaded, cuts, read_documents([path]), protocol, result=out, progress=progress)
-    console.print(activation_table(result["rows"]))
+    result = evaluate_activations(loaded, cuts, read_documents([path]), protocol, result=out, progress=progress, shard=shard)
+    if result is not None:
+        console.print(activation_table(result["rows"]))
 
 
 def calibrations(experiment: Experiment, loaded: Any, args: argparse.Namespace) -> dict[str, Path]:
@@ -170,11 +170,40 @@ def calibrations(experiment: Experiment, loaded: Any, args: argparse.Namespace) 
 
 def _share(experiment: Experiment, args: argparse.Namespace) -> None:
     """Calibrate in several processes, each its own methods."""
-    command = [sys.executable, "-m", "benchmarks.activation_sparsity", "--calibrate", "--only", experiment.name, "--device", args.device]
-    command += ["--calibrations", str(args.calibrations), "--windows", str(args.windows)]
     wanted = list(args.methods or experiment.methods)
     parts = (wanted[i :: args.workers] for i in range(args.workers))
-    run_workers([*command, "--methods", *part] for part in parts if part)
+    run_workers([*_command(experiment, args), "--calibrate", "--methods", *part] for part in parts if part)
+
+
+def _tasks(experiment: Experiment, loaded: Any, cuts: Any, out: Path, data: Path, shard: tuple[int, int], progress: Any) -> bool:
+    """Score the tasks of this shard, and write the result if no other's are missing. Prompts are cut too, as the papers have it."""
+    parts = {task: out.with_name(f"{out.name}.partial.{task}") for task in TASKS}
+    for task in TASKS[shard[0] :: shard[1]]:
+        if not parts[task].exists():
+            rows = evaluate_activation_tasks(
+                loaded, cuts, (task,), data=data, limit=experiment.limit, mask_prompt=True, progress=progress
+            )
+            write_atomically(parts[task], json.dumps(rows) + "\n")
+    if not all(part.exists() for part in parts.values()):
+        return False
+    rows = [row for part in parts.values() for row in json.loads(part.read_text())]
+    told = {"model": loaded.name, "model_hash": loaded.fingerprint, "limit": experiment.limit, "mask_prompt": True, "rows": rows}
+    write_atomically(out, json.dumps(told, indent=1) + "\n")
+    for part in parts.values():
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _share_scoring(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Score in several processes, each its own chunks or tasks; whichever comes last writes the result."""
+    methods = ["--methods", *args.methods] if args.methods else []
+    run_workers([*_command(experiment, args), *methods, "--shard", f"{i}/{args.workers}"] for i in range(args.workers))
+
+
+def _command(experiment: Experiment, args: argparse.Namespace) -> list[str]:
+    same = {name: str(getattr(args, name)) for name in ("data", "calibrations", "out", "windows", "device")}
+    options = [part for name, value in same.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "benchmarks.activation_sparsity", "--only", experiment.name, *options]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="not all methods")
     parser.add_argument("--calibrate", action="store_true", help="calibrate only")
     parser.add_argument("--windows", type=int, default=32, metavar="N", help="of calibration text (default: 32)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the methods when they are calibrated")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share methods to calibrate and chunks to score")
+    parser.add_argument("--shard", metavar="I/N", help="score only every N-th chunk or task, from the I-th (from 0), into partial results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of result files (default: results)")
     parser.add_argument("--device", default="cpu")
     return parser

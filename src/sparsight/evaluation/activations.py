@@ -19,7 +19,7 @@ from .bytes import ELEMENT, bytes_per_token
 from .evaluate import refuse_known_text, versions
 from .intervals import clustered_mean
 from .protocol import Protocol, cut
-from .results import ResultFile
+from .results import ResultFile, checked_shard
 from .scoring import Chunk, Scorer
 from .units import UnitProtocol
 
@@ -38,7 +38,8 @@ def evaluate_activations(
     allow_trained_text: bool = False,
     result: str | Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+    shard: tuple[int, int] | None = None,
+) -> dict[str, Any] | None:
     """Score the ends of evenly spread chunks, dense and with cut matrices.
 
     The beginning of each chunk is a prompt, read densely by default; the rest is scored in one pass over states that the cuts have themselves
@@ -61,10 +62,12 @@ def evaluate_activations(
         Result file: reused if complete for the same configuration, resumed if partial.
     progress : callable, optional
         progress(chunks done, chunks, note)
+    shard : (int, int), optional
+        (i, n): of n processes that share a result file this is number i, from 0, and scores every n-th chunk.
 
     Returns
     -------
-    dict
+    dict, or None for a shard while chunks of others are missing
         "rows" (see `_row`), "losses" of each chunk by method and "dense", "clusters", "configuration" and "configuration_hash".
 
     Raises
@@ -85,16 +88,20 @@ def evaluate_activations(
         for piece in cut(loaded, documents, Protocol(length=protocol.length, count=protocol.count))
     ]
     known = refuse_known_text(methods, pieces, allow_trained_text, "calibrate")
-    file = ResultFile(result, _configuration(loaded, methods, documents, protocol, cut_prompt, select))
+    number, shards = checked_shard(shard, result)
+    configuration = _configuration(loaded, methods, documents, protocol, cut_prompt, select)
+    file = ResultFile(result, configuration, number if shards > 1 else None)
     if (finished := file.finished()) is not None:
         return finished
     done = file.chunks_done()
     for i, piece in enumerate(pieces):
         if progress is not None:
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
-        if i not in done:
+        if i not in done and i % shards == number:
             done[i] = _measure(loaded, methods, piece, cut_prompt, select)
             file.add(i, done[i])
+    if shards > 1 and len(done := file.chunks_done()) < len(pieces):
+        return None
     measured = [done[i] for i in range(len(pieces))]
     rows = [_row(loaded, name, method, measured, pieces, protocol, select) for name, method in methods.items()]
     losses = {name: [m["nll"][name] for m in measured] for name in ("dense", *methods)}
