@@ -94,7 +94,7 @@ def evaluate_activations(
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
         if i not in done:
             done[i] = _measure(loaded, methods, piece, cut_prompt, select)
-            file.add(i, done[i])
+            file.add(i, {"cluster": piece.cluster, **done[i]})
     measured = [done[i] for i in range(len(pieces))]
     rows = [_row(loaded, name, method, measured, pieces, protocol, select) for name, method in methods.items()]
     losses = {name: [m["nll"][name] for m in measured] for name in ("dense", *methods)}
