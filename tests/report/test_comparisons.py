@@ -84,6 +84,7 @@ def test_styles_are_told_apart_by_colour_and_shape():
     found = styles(["dense", *names])
     assert len({(s.colour, s.marker) for s in found.values()}) == 67
     assert {s.colour for s in found.values()} == {*COLOURS, "#000000"} and len(MARKERS) == len(set(MARKERS))
+    assert len({s.colour for s in styles(["a", "b", "c", "d", "e", "f"], [f"m{i}" for i in range(6)]).values()}) == 7
     assert styles(["quest", "m1"], ["m1", "quest"])["m1"] == styles(["m1"], ["m1", "quest"])["m1"]
 
 

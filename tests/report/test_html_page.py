@@ -13,9 +13,11 @@ from tests.report.examples import METHODS, REAL, WRITTEN_ANSWERS, token_result, 
 from sparsight.report.columns import table
 from sparsight.report.comparisons import compare
 from sparsight.report.copying import latex, markdown, separated
+from sparsight.report.drawing import to_files, to_svg
 from sparsight.report.html_page import build_page
-from sparsight.report.plots import draw, heat, to_files, to_svg
+from sparsight.report.plots import draw
 from sparsight.report.points import LeftOut
+from sparsight.report.recall_maps import heat
 from sparsight.report.results import read_results
 from sparsight.report.styles import styles
 from sparsight.report.svg import inline

@@ -1,7 +1,10 @@
+import copy
 import json
 import math
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.report.examples import (
     BENCHMARKS,
     CLUSTERS,
@@ -16,8 +19,12 @@ from tests.report.examples import (
 
 from sparsight.evaluation.intervals import clustered_mean
 from sparsight.evaluation.results import ResultFile
+from sparsight.report.columns import table
+from sparsight.report.comparisons import compare
+from sparsight.report.copying import copies
 from sparsight.report.results import read_file, read_results
 from sparsight.report.shapes import ShapeError
+from sparsight.report.words import behind, front_sentence, point_name
 
 GOOD = token_result()
 
@@ -71,7 +78,7 @@ def test_written_answers_have_intervals_of_their_standard_error(tmp_path):
 def test_each_file_of_the_benchmarks_is_read_or_is_no_result():
     results, left_out = read_results([BENCHMARKS])
     assert {r.kind for r in results} == set(REAL)
-    assert {left.reason for left in left_out} == {"is not a result of `sparsight evaluate` or `sparsight bench speed`"}
+    assert {left.reason for left in left_out} == {"is not a result of 'sparsight evaluate' or 'sparsight bench speed'"}
     assert len({p.source.file for r in results for p in r.points}) >= 35
 
 
@@ -226,3 +233,32 @@ def test_a_result_of_the_chunks_done_so_far_is_provisional(tmp_path):
 def test_reading_one_bad_file_raises(tmp_path):
     with pytest.raises(ShapeError, match="is not JSON"):
         read_file(write(tmp_path / "r.json", "{"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=5), some, max_size=3),
+    max_leaves=4,
+)
+BEGINNINGS = [json.loads(REAL[kind].read_text()) for kind in REAL] + [GOOD, WRITTEN_ANSWERS]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_stands_anywhere_in_a_file_no_error_but_a_reason_comes(tmp_path, data):
+    content = copy.deepcopy(data.draw(st.sampled_from(BEGINNINGS)))
+    place = content
+    for _ in range(data.draw(st.integers(0, 4))):
+        if isinstance(place, dict | list) and place:
+            key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            if isinstance(place[key], dict | list) and place[key]:
+                place = place[key]
+    key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    place[key] = data.draw(json_values)
+    if isinstance(content.get("configuration"), dict) and "configuration_hash" in content:
+        content = rehashed(content)
+    results, left_out = read_results([write(tmp_path / "r.json", content)])
+    assert bool(results) != bool(left_out)
+    for one in compare(results):
+        assert one.title and table(one).body and len(json.dumps(copies(table(one)))) > 10
+        assert all(point_name(one, p) and behind(one, p) for p in one.points) and front_sentence(one) is not None

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .amounts import byte_unit
 from .comparisons import Comparison
-from .plots import byte_unit
 from .points import ACTIVATIONS, CHOICE, DENSE, SPEED, TASKS, TOKENS, UNITS, WRITTEN, Point
 
 MISSING = "–"

@@ -16,6 +16,8 @@ TITLES = {
     TASKS: "Long-context task", CHOICE: "Multiple choice", WRITTEN: "Written answers", SPEED: "Speed",
 }  # fmt: skip
 
+_USUAL = (("spread", "local"), ("rule", "threshold"), ("pool", "layer"))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -54,8 +56,9 @@ class Comparison:
         parts += [next(iter(text))] if len(text) == 1 else []
         parts += [told["processor"]] if "processor" in told else []
         for key in ("adaptive", "spread", "rule", "pool", "heads", "select", "interval", "neighbours", "pages"):
-            if key in told and (key, told[key]) not in (("spread", "local"), ("rule", "threshold"), ("pool", "layer")):
-                parts.append(f"{key} {told[key][:40]}{'…' if len(told[key]) > 40 else ''}")
+            if key in told and (key, told[key]) not in _USUAL:
+                # Of a method with its settings and hashes, or a folder, the name.
+                parts.append(f"{key} {PurePath(told[key].split(' ')[0]).name}")
         parts += [name for name in ("thresholds", "simulate prefill", "per query head", "cut prompt") if name in told]
         parts += [f"{told['shots']} shots"] if "shots" in told else []
         return f"{TITLES[self.kind]}: {', '.join([self.model, *parts])}"

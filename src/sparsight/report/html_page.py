@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from ..errors import ConfigError
@@ -14,7 +15,8 @@ from . import words
 from .columns import Table, table
 from .comparisons import TITLES, Comparison
 from .copying import copies
-from .plots import SHAPES, draw, to_svg
+from .drawing import SHAPES, WIDE, to_files, to_svg
+from .plots import draw
 from .points import TOKENS, LeftOut
 from .reading_map import require_matplotlib
 from .styles import order, styles
@@ -96,7 +98,7 @@ def build_page(
             for kind in dict.fromkeys(s["kind"] for s in sections)
         ],
         overview=_overview(comparisons),
-        left_out=left_out,
+        left_out=[(reason, [one.file for one in left_out if one.reason == reason]) for reason in dict.fromkeys(one.reason for one in left_out)],
     )
 
 
@@ -110,6 +112,9 @@ def titles(comparisons: Sequence[Comparison]) -> dict[str, str]:
                 for one in alike:
                     if value := dict(one.settings).get(name):
                         found[one.slug] = f"{title}, {name} {value}" if name != "chunks" else f"{title}, {value} chunks"
+    for one in comparisons:
+        if list(found.values()).count(found[one.slug]) > 1:
+            found[one.slug] += f", {PurePath(one.sources[0].file).name}"
     return {one.slug: found[one.slug] + (f" (provisional: {one.state})" if one.state else "") for one in comparisons}
 
 
@@ -253,7 +258,7 @@ def _hash(text: str) -> str:
 def plot_files(comparisons: Sequence[Comparison]) -> Mapping[str, bytes]:
     """PNG and SVG of all plots and maps, by file name."""
     require_matplotlib()
-    from .plots import WIDE, heat, to_files
+    from .recall_maps import heat
 
     known = order(comparison.methods for comparison in comparisons)
     found: dict[str, bytes] = {}

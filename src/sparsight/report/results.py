@@ -72,7 +72,7 @@ def read_file(path: str | Path) -> list[Result]:
     tasks = kind_of_tasks(content) if isinstance(content, dict) and kind is None else None
     speed = isinstance(content, dict) and content.get("benchmark") == SPEED
     if kind is None and tasks is None and not speed:
-        raise ShapeError("is not a result of `sparsight evaluate` or `sparsight bench speed`")
+        raise ShapeError("is not a result of 'sparsight evaluate' or 'sparsight bench speed'")
     versions = content.get("versions", {})
     mapping(optional(text(200)))(versions, "versions")
     source = Source(str(path), _checked_hash(content), stated or {}, versions, _text_name(content))

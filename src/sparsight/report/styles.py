@@ -49,6 +49,10 @@ def styles(methods: Iterable[str], known: Sequence[str] = ()) -> dict[str, Style
         if name == DENSE:
             continue
         i = (known.index(name) if name in known else len(known)) % _PAIRS
+        colours = {one % len(COLOURS) for one in taken}
+        # A few methods differ in colour too: the marker stays, as steps of eleven run through all six colours.
+        while len(colours) < len(COLOURS) and i % len(COLOURS) in colours:
+            i = (i + len(MARKERS)) % _PAIRS
         while i in taken and len(taken) < _PAIRS:
             i = (i + 1) % _PAIRS
         taken.add(i)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .amounts import signed
 from .columns import bytes_text, value_and_interval, value_text
 from .comparisons import Comparison
-from .plots import signed
 from .points import ACTIVATIONS, CHOICE, DENSE, SPEED, TASKS, TOKENS, UNITS, WRITTEN, Point
 
 LEADS = {
