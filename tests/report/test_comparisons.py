@@ -9,6 +9,7 @@ from sparsight.report.pareto import front
 from sparsight.report.points import Point, Source
 from sparsight.report.results import read_results
 from sparsight.report.styles import COLOURS, MARKERS, order, plain, styles
+from sparsight.report.words import front_items, front_sentence
 
 SOURCE = Source("f.json")
 
@@ -94,3 +95,11 @@ def test_methods_of_most_comparisons_come_first():
 
 def test_labels_of_plots_are_plain():
     assert plain("a\x00b\n c") == "a·b c" and plain("_x").endswith("_x") and not plain("_x").startswith("_") and len(plain("x" * 99)) == 44
+
+
+def test_the_front_in_words(tmp_path):
+    (one,) = compare(read_results([write(tmp_path / "a.json", token_result({**METHODS, "harmless": (0.0, "H()", 0.5, True)}))])[0])
+    said = front_sentence(one)
+    assert f"{len(one.pareto)} points of 7 that can be deployed are not beaten" in said
+    assert "Of those whose interval holds dense’s value, harmless at 1/8 reads least: 105.0 MB a token, 4.5% fewer than dense." in said
+    assert front_items(one)[-1][0] == "harmless at 1/8" and front_items(one)[-1][1].startswith("105.0\N{NO-BREAK SPACE}MB, ")

@@ -12,13 +12,13 @@ from ..evaluation.intervals import clustered_mean
 from ..evaluation.results import configuration_hash
 from ..evaluation.tasks.scores import wilson_interval
 from .points import ACTIVATIONS, DENSE, TASKS, TOKENS, Interval, Point, Result, Source
-from .shapes import ShapeError, flag, listing, mapping, number, optional, parse, record, text
+from .shapes import NATS, ShapeError, flag, listing, mapping, number, optional, parse, record, text
 from .task_results import check_long, long_settings
 from .text_results import check_configuration, kind_of, settings_of
 
 _SUFFIX = re.compile(r"\.partial(\.\d+)?$")
 _LINE = record({"hash": text(200), "chunk": number(0, whole=True)})
-_CHUNK = record({"nll": mapping(number())}, {"share": mapping(number(0, 1)), "cluster": text()})
+_CHUNK = record({"nll": mapping(number(-NATS, NATS))}, {"share": mapping(number(0, 1)), "cluster": text()})
 _ITEM = record(
     {
         "task": text(200),

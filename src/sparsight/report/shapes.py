@@ -11,6 +11,12 @@ Check = Callable[[Any, str], None]
 """check(value, where it stands), raises `ShapeError`"""
 
 _MOST = 1_000_000
+BYTES = 1e18
+"""More than any model reads for a token."""
+
+NATS = 1e4
+"""More than any loss."""
+
 _SHOWN = 40
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .points import DENSE, SPEED, Point, Result, Source
-from .shapes import ShapeError, listing, mapping, number, optional, record, text
+from .shapes import BYTES, ShapeError, listing, mapping, number, optional, record, text
 from .text_results import check_format
 
 NEWEST_SPEED = 1
@@ -17,10 +17,10 @@ _ROW = record(
         "budget": optional(text(200)),
         "context": number(1, whole=True),
         "threads": number(1, whole=True),
-        "ms_per_token": number(1e-9),
-        "ms_p10": number(0),
-        "ms_p90": number(0),
-        "bytes_per_token": number(0),
+        "ms_per_token": number(1e-9, 1e9),
+        "ms_p10": number(1e-9, 1e9),
+        "ms_p90": number(1e-9, 1e9),
+        "bytes_per_token": number(1, BYTES),
         "bandwidth_share": number(0),
     }
 )
@@ -28,7 +28,7 @@ _SPEED = record(
     {
         "format": number(1, whole=True),
         "model": record({"name": text(), "fingerprint": text(200), "dtype": text(50)}),
-        "bandwidth": mapping(number(1)),
+        "bandwidth": mapping(number(1, BYTES)),
         "rows": listing(_ROW, 1),
         "versions": mapping(optional(text())),
         "isa": text(100),

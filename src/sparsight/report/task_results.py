@@ -7,7 +7,7 @@ from typing import Any
 from scipy.stats import norm
 
 from .points import CHOICE, DENSE, TASKS, WRITTEN, Interval, Point, Result, Source
-from .shapes import Check, ShapeError, anything, flag, interval, listing, mapping, number, optional, record, text
+from .shapes import BYTES, Check, ShapeError, anything, flag, interval, listing, mapping, number, optional, record, text
 from .text_results import check_format
 
 NEWEST_TASKS = 1
@@ -21,7 +21,7 @@ _STATED: Check = record(
 _LONG_ROW = record(
     {
         "task": text(200), "length": optional(number(1, whole=True)), "method": text(500), "budget": text(100), "items": number(0, whole=True),
-        "accuracy": _SHARE, "accuracy_interval": optional(interval), "bytes_per_token": optional(number(0)), "deployable": flag,
+        "accuracy": _SHARE, "accuracy_interval": optional(interval), "bytes_per_token": optional(number(0, BYTES)), "deployable": flag,
     },
     {
         "given_dense": _SHARE, "given_dense_interval": optional(interval), "answers_right": _SHARE, "written": _SHARE,
@@ -45,8 +45,8 @@ _WRITTEN_ROW = record(
         "budget": text(100),
         "task": text(200),
         "metric": text(200),
-        "value": number(),
-        "stderr": optional(number(0)),
+        "value": number(-1e12, 1e12),
+        "stderr": optional(number(0, 1e12)),
     },
     {"items": optional(number(0, whole=True)), "truncated": optional(number(0)), "lm_eval": optional(text())},
 )

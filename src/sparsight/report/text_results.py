@@ -8,13 +8,13 @@ from typing import Any
 
 from ..evaluation.intervals import clustered_mean
 from .points import ACTIVATIONS, DENSE, TOKENS, UNITS, Interval, Point, Result, Source
-from .shapes import Check, ShapeError, flag, interval, listing, mapping, number, optional, record, text
+from .shapes import BYTES, NATS, Check, ShapeError, flag, interval, listing, mapping, number, optional, record, text
 
 NEWEST = {TOKENS: 2, UNITS: 1, ACTIVATIONS: 1}
 """Newest `format` of each kind that is read."""
 
 _BYTES, _SHARE, _COUNT, _CHUNKS = (
-    number(0),
+    number(0, BYTES),
     optional(number(0, 1)),
     number(1, whole=True),
     number(1, 10_000_000, whole=True),
@@ -32,7 +32,7 @@ CONFIGURATIONS: dict[str, Check] = {
 _TOKEN_ROW = record(
     {
         "method": text(500), "budget": text(100), "tokens": number(0), "length": _COUNT, "chunks": _CHUNKS, "clusters": _COUNT,
-        "nll": number(), "perplexity": number(0), "nll_delta": number(), "nll_delta_ci": optional(interval),
+        "nll": number(-NATS, NATS), "perplexity": number(0), "nll_delta": number(-NATS, NATS), "nll_delta_ci": optional(interval),
         "mass_outside": _SHARE, "bytes_per_token": _BYTES, "bytes": mapping(_BYTES), "deployable": flag,
     },
     {
