@@ -71,12 +71,12 @@ check-serve: $(INSTALLED)
 	@$(call install_extra,serve-checks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve -m fuzz
 
-# The page in the Chromium of the system, headless.
+# The pages in the Chromium of the system, headless.
 check-page: $(INSTALLED)
 	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || \
 	{ echo "error: Chromium is not installed; on Debian: apt-get install chromium"; exit 2; }
 	@$(call install_extra,serve-checks)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve -m page
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve tests/report -m page
 
 bench-tokens: $(INSTALLED)
 	$(BIN)/python -m benchmarks.token_importance --workers 2

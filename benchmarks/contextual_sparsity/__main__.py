@@ -23,6 +23,7 @@ from rich.console import Console
 
 from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
+from sparsight.evaluation.results import configuration_hash
 from sparsight.evaluation.unit_tasks import evaluate_unit_tasks
 from sparsight.evaluation.units import UnitProtocol, evaluate_units
 from sparsight.models import load
@@ -160,6 +161,7 @@ def run(loaded, experiment: Experiment, args: argparse.Namespace) -> None:
         )
         result["rows"] = named(result["rows"], specs)
         result["configuration"]["units"] = {name: result["configuration"]["units"][given] for name, given in specs.items()}
+        result["configuration_hash"] = configuration_hash(result["configuration"])
         write_atomically(out, json.dumps(result, indent=1) + "\n")
         out.with_suffix(".running").unlink()
     console = Console(width=160)

@@ -99,7 +99,7 @@ def evaluate_activations(
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
         if i not in done and i % shards == number:
             done[i] = _measure(loaded, methods, piece, cut_prompt, select)
-            file.add(i, done[i])
+            file.add(i, {"cluster": piece.cluster, **done[i]})
     if shards > 1 and len(done := file.chunks_done()) < len(pieces):
         return None
     measured = [done[i] for i in range(len(pieces))]

@@ -117,7 +117,7 @@ def evaluate(
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
         if i not in done and i % shards == number:
             done[i] = _measure(loaded, selectors, piece, tokens, rules)
-            file.add(i, done[i])
+            file.add(i, {"cluster": piece.cluster, **done[i]})
     if shards > 1 and len(done := file.chunks_done()) < len(pieces):
         return None
     outcome = file.finish(

@@ -33,7 +33,7 @@ def checked_shard(shard: tuple[int, int] | None, result: str | Path | None) -> t
 
 
 class ResultFile:
-    """`OUT` for the finished result, `OUT.partial` with a JSON line for each chunk done.
+    """`OUT` for the finished result, `OUT.partial` with the configuration in its first line and a JSON line for each chunk done.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class ResultFile:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and row.get("hash") == self.hash:
+            if isinstance(row, dict) and row.get("hash") == self.hash and "chunk" in row:
                 done[row["chunk"]] = row
         return done
 
@@ -104,6 +104,9 @@ class ResultFile:
         try:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             with self.partial.open("a", encoding="utf-8") as file:
+                if file.tell() == 0:
+                    # For those who look at a run that is not finished; a file that an older version began goes on without.
+                    file.write(json.dumps({"hash": self.hash, "configuration": self.configuration}) + "\n")
                 # A newline before and after: a line torn by a kill must not take the next one with it.
                 file.write("\n" + json.dumps({"hash": self.hash, "chunk": chunk, **row}) + "\n")
         except OSError as error:

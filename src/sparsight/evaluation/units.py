@@ -132,7 +132,7 @@ def evaluate_units(
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
         if i not in done:
             done[i] = _measure(loaded, plans, piece, static, select)
-            file.add(i, done[i])
+            file.add(i, {"cluster": piece.cluster, **done[i]})
     measured = [done[i] for i in range(len(pieces))]
     rows = [_row(loaded, spec, plan, sparsity, measured, pieces, protocol, select) for (spec, sparsity), plan in plans.items()]
     return file.finish({"rows": rows, "trained_text_share": known, "versions": versions()})
