@@ -21,7 +21,7 @@ def chunks(
     length : int
         Input tokens of a window.
     count : int, optional
-        Number of windows, spread evenly over the text. All that fit if not given.
+        Number of windows: every n-th of those that fit, n rounded down, so what stands at the end may be left out. All that fit if not given.
     stride : int, optional
         Distance between neighbouring windows in tokens, before `count` thins them out; `length` if not given.
 
