@@ -86,7 +86,7 @@ def test_nothing_skipped_is_an_error(tmp_path):
 
 def test_without_matplotlib_the_error_says_what_to_install(recorder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sparsight\[plot\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'sparsight\[report\]'"):
         draw_reading_map(recorder, tmp_path / "map.png", "")
 
 

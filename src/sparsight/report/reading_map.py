@@ -73,7 +73,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "pictures need matplotlib, which is not installed; run: pip install 'sparsight[plot]'"
+            "pictures need matplotlib, which is not installed; run: pip install 'sparsight[report]'"
         ) from None
 
 
