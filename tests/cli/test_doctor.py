@@ -18,7 +18,8 @@ def quick(monkeypatch, tmp_path):
 def test_says_what_is_here_and_what_will_be_used(sparsight, tmp_path):
     code, out, err = sparsight("doctor")
     assert (code, err) == (0, "")
-    for part in ("processor", "GB/s with 1", "kernels", "transformers", "smollm2-135m-foresight", str(tmp_path / "cache"), "will be used native"):
+    cache = str(tmp_path / "cache")
+    for part in ("processor", "GB/s with 1", "kernels", "transformers", "smollm2-135m-foresight", cache, "will be used native"):
         assert part in out, part
 
 
