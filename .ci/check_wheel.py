@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import tomllib
@@ -92,7 +91,7 @@ def check_installed(wheel: Path, folder: Path) -> None:
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-cache-dir", wheel)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip()
     # Appended, not `site.addsitedir`: the .pth files there would put the checkout in the place of the wheel.
-    (Path(site) / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(site) / "rest.pth").write_text("".join(f"{place}\n" for place in sys.path if place.endswith("site-packages")))
     place = {"cwd": folder, "env": {**os.environ, "HF_HUB_OFFLINE": "1", "SPARSIGHT_CACHE": str(folder / "cache"), "PYTHONPATH": ""}}
     command = folder / "env" / "bin" / "sparsight"
     expect(run(command, "--version", **place).startswith("sparsight "), "no version")

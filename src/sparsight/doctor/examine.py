@@ -109,6 +109,8 @@ def _problems(facts: dict[str, Any]) -> list[Problem]:
         found.append(Problem(kernels["broken"], "unset SPARSIGHT_ISA", True))
     elif not kernels["present"]:
         remedy = "install a C++ compiler (on Debian: apt-get install g++) and the package again; until then only --runtime hf works"
+        if kernels["built"]:
+            remedy = "mend what is broken, or install the package again"
         found.append(Problem(f"no native decoding: {kernels['why_not']}", remedy))
     cores, threads = facts["processor"]["usable_cores"], facts["torch"]["threads"]
     if cores is not None and threads is not None and threads > max(cores, 1):
@@ -137,7 +139,7 @@ def _package_problems(facts: dict[str, Any]) -> list[Problem]:
 
 def _part_problems(facts: dict[str, Any]) -> list[Problem]:
     found = []
-    if facts["cache"]["why_not"]:
+    if facts["cache"]["why_not"] and facts["cache"]["folder"]:
         remedy = "name a folder that can be written in SPARSIGHT_CACHE"
         found.append(Problem(f"the cache: {facts['cache']['why_not']}", remedy, True))
     for predictor in facts["predictors"]:

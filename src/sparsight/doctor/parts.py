@@ -21,16 +21,17 @@ _BANDWIDTH_NEEDS = 1 << 30
 
 
 def kernels() -> dict[str, Any]:
-    """The native extension: present, levels, level, forced (by SPARSIGHT_ISA), why_not, broken (the level that was asked for is not there)."""
-    facts: dict[str, Any] = {"present": False, "levels": [], "level": None, "forced": None, "why_not": None, "broken": None}
+    """The native extension: built, present (it can be used), levels, level, forced (by SPARSIGHT_ISA), why_not, broken (the level that was asked for is not there)."""
+    facts: dict[str, Any] = {"built": False, "present": False, "levels": [], "level": None, "forced": None, "why_not": None, "broken": None}
     try:
         importlib.import_module(EXTENSION)
     except ModuleNotFoundError:
         facts["why_not"] = "it is not built: no C++ compiler was found when the package was installed"
         return facts
     except Exception as error:
-        facts["why_not"] = f"it cannot be loaded: {in_words(error)}"
+        facts |= {"built": True, "why_not": f"it cannot be loaded: {in_words(error)}"}
         return facts
+    facts["built"] = True
     try:
         from ..ops import native
 
