@@ -97,7 +97,7 @@ class Cut:
         return ~((x.float() - self.centre).abs() <= self.threshold)
 
     def pruned(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`x` with the others at their centres."""
+        """`x` (..., inputs) with the others at their centres, in the same shape; `keep` bool in that shape says which stay."""
         return torch.where(self.keeps(x) if keep is None else keep, x, self.centre.to(x.dtype))
 
 
@@ -146,6 +146,7 @@ class ActivationMethod(nn.Module):
 
     @property
     def target(self) -> float | None:
+        """Share of its own mask that it was calibrated to leave out; None if it was not read from an artifact."""
         artifact = getattr(self, "artifact", None)
         return None if artifact is None else artifact.training.get("target")
 

@@ -174,7 +174,7 @@ def load_artifact(folder: str | Path) -> tuple[Artifact, dict[str, Tensor]]:
     -------
     artifact : Artifact
     tensors : dict of str to Tensor
-        As stored, on the CPU; `training_shingles`, if there, is int64.
+        As stored, on the CPU; `training_shingles`, if there, is int64 (shingles,).
 
     Raises
     ------

@@ -42,7 +42,7 @@ def hamming(words: Tensor, anchor: Tensor) -> Tensor:
 
 
 def can_represent(votes: Tensor) -> bool:
-    """Whether `represent` can do it: on a CPU, with the native library, and with as many heads as a word has bits."""
+    """Whether `represent` can do it with votes (batch, query_heads, slots): on a CPU, with the native library, and with as many heads as a word has bits."""
     return votes.device.type == "cpu" and votes.shape[1] <= WORD and library() is not None
 
 
@@ -76,7 +76,7 @@ def represent(
 
 
 def popcount(words: Tensor) -> Tensor:
-    """Bits set in each int64, by adding neighbours in parallel."""
+    """Bits set in each int64 of any shape (...), by adding neighbours in parallel; the same shape (...)."""
     x = words
     x = x - ((x >> 1) & 0x5555555555555555)
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)

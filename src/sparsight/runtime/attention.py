@@ -76,14 +76,17 @@ class Handler:
         """Index of the layer an attention module belongs to; None if it is of another model."""
         return self._layer_of.get(id(module))
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dense) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dense: Callable[[], Tensor]) -> Tensor:
         """Attention output `(batch, query_heads, rows, head_dim)`; `dense()` gives what the plain model would compute."""
         raise NotImplementedError
 
     def rows(
         self, layer: int, queries: Tensor, keys: Tensor, index: Index | None, positions: Tensor, keep: Tensor | slice = slice(None)
     ) -> Rows:
-        """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at."""
+        """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at.
+
+        Queries (batch, query_heads, rows, head_dim), keys (batch, kv_heads, tokens, head_dim), positions (rows,).
+        """
         return Rows(
             layer=layer,
             queries=queries,
@@ -173,6 +176,10 @@ def first_real_tokens(mask: Any, batch: int, device: torch.device) -> Tensor:
     ----------
     mask : (batch, tokens), (batch, 1, rows, tokens), a dict of such by type of attention, or None
         As transformers takes it: 1 or True for a token that may be seen, in the four-dimensional form also 0.0 (added to logits).
+    batch : int
+        Sequences.
+    device : torch.device
+        Of what is returned where there is no mask.
 
     Returns
     -------

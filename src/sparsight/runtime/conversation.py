@@ -34,7 +34,7 @@ class Conversation:
         Dense without one.
     system : str, optional
         The system message; some templates set one of their own without it, and some allow none.
-    runtime, weights, threads, units
+    runtime, weights, threads, units, activations
         As for `generate`. In prompt mode heads and neurons are chosen anew at each turn, by what is new in it.
 
     Attributes
@@ -84,6 +84,7 @@ class Conversation:
 
     @property
     def cached_tokens(self) -> int:
+        """Tokens of the conversation that the cache holds, and that the next turn need not read again."""
         return len(self._ids)
 
     def say(

@@ -104,7 +104,7 @@ class Index:
         raise NotImplementedError
 
     def take_batch(self, indices: Tensor) -> None:
-        """Keep `indices` of the batch dimension, in that order."""
+        """Keep `indices` (sequences,) of the batch dimension, in that order."""
         raise NotImplementedError
 
     @property

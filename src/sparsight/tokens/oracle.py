@@ -1,4 +1,4 @@
-"""The true attention decides: the ceiling for methods that choose by this layer's attention. Never deployable."""
+"""The true attention decides: the ceiling for methods that choose by this layer's attention. Never deployable; a reference of no paper."""
 
 from __future__ import annotations
 

@@ -102,6 +102,7 @@ class DecoderSequence:
 
     @property
     def length(self) -> int:
+        """Tokens in the cache."""
         return self.native.length
 
     def get_seq_length(self) -> int:
