@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units wheel check-wheel clean
+.PHONY: install test typing test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units wheel check-wheel clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# mypy over the package, then over a script that uses it as an installed one; one cache, so that PyTorch is read once.
+typing: $(INSTALLED)
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q -m typing tests/test_typing.py
 
 # The oldest transformers in an environment of its own, which takes everything else from .venv: nothing large is installed twice.
 # What does not touch transformers is not run again, nor are the README's commands.

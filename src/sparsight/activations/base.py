@@ -14,13 +14,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
 
 ATTENTION = ("query", "key", "value", "head_output")
 FEED_FORWARD = ("gate", "up", "down")
@@ -117,7 +122,11 @@ class ActivationMethod(nn.Module):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[type[Any]]
+    artifact: Artifact
+    training_shingles: np.ndarray | None
+    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
+
     learned: ClassVar[bool] = True
     cascaded: ClassVar[bool] = True
     """Whether a layer is calibrated on what the layers before it give when they are cut already."""
@@ -203,7 +212,7 @@ class ActivationMethod(nn.Module):
         return sum(buffer.numel() for buffer in self.buffers())
 
 
-REGISTRY = Registry(__package__, "--activations")
+REGISTRY: Registry[ActivationMethod] = Registry(__package__, "--activations")
 register, methods, method, make_config = REGISTRY.register, REGISTRY.methods, REGISTRY.method, REGISTRY.make_config
 
 

@@ -21,7 +21,10 @@ _BANDWIDTH_NEEDS = 1 << 30
 
 
 def kernels() -> dict[str, Any]:
-    """The native extension: built, present (it can be used), levels, level, forced (by SPARSIGHT_ISA), why_not, broken (the level that was asked for is not there)."""
+    """The native extension: built, present (it can be used), levels, level, forced (by SPARSIGHT_ISA), why_not, broken.
+
+    `broken` says that the level that was asked for is not there.
+    """
     facts: dict[str, Any] = {"built": False, "present": False, "levels": [], "level": None, "forced": None, "why_not": None, "broken": None}
     try:
         importlib.import_module(EXTENSION)

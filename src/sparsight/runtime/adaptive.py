@@ -20,18 +20,15 @@ KINDS = ("thresholds", "top-p", "heads")
 
 
 class Adaptive(Protocol):
-    """Gives each chooser of each row its own budget.
+    """Gives each chooser of each row its own budget."""
 
-    Attributes
-    ----------
-    budget : str
-        What it was calibrated for.
-    wants_scores : bool
-        Whether importance has to be in the scale of attention logits.
-    """
+    @property
+    def budget(self) -> str:
+        """What it was calibrated for."""
 
-    budget: str
-    wants_scores: bool
+    @property
+    def wants_scores(self) -> bool:
+        """Whether importance has to be in the scale of attention logits."""
 
     def layers(self) -> set[int] | None:
         """Layers it was calibrated for; None for all."""

@@ -8,13 +8,14 @@ builds no mask at all for an attention name it has no mask function for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -111,13 +112,22 @@ class Handler:
 _handlers: ContextVar[tuple[Handler, ...]] = ContextVar("sparsight_handlers", default=())
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """The function transformers calls. `query` (batch, query_heads, rows, head_dim); the result is (batch, rows, query_heads, head_dim)."""
 
     def dense() -> Tensor:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
+        out: Tensor
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return out
 
     for handler in reversed(_handlers.get()):
         if (layer := handler.layer_of(module)) is not None:
@@ -152,18 +162,18 @@ def attached(model: Any, handler: Handler, producers: Iterable[int] = ()) -> Ite
         yield handler
 
 
-def _keep_residual(handler: Handler, layer: int):
-    def hook(module, args, kwargs):
+def _keep_residual(handler: Handler, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handler.residuals[layer] = (args[0] if args else kwargs["hidden_states"]).detach()
 
     return hook
 
 
-def on_forward(base, begin):
+def on_forward(base: nn.Module, begin: Callable[[dict[str, Any]], dict[str, Any]]) -> RemovableHandle:
     """A pre-hook that sees every argument of the base model's forward by name."""
     names = list(inspect.signature(base.forward).parameters)
 
-    def hook(module, args, kwargs):
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         return (), begin({**dict(zip(names, args, strict=False)), **kwargs})
 
     return base.register_forward_pre_hook(hook, with_kwargs=True)

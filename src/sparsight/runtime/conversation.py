@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from transformers.cache_utils import Cache
 
@@ -72,7 +73,9 @@ class Conversation:
         self.loaded = loaded
         self.plan = plan
         self.system = system
-        self._how = {"runtime": runtime, "weights": weights, "threads": threads, "units": units, "activations": activations}
+        self._how: dict[str, Any] = {"runtime": runtime, "weights": weights, "threads": threads, "units": units, "activations": activations}
+        self._cache: Cache | DecoderSequence | None = None
+        self._ids: list[int] = []
         self.reset()
 
     def reset(self) -> None:
@@ -161,8 +164,7 @@ class Conversation:
         return common, self._cache
 
     def _forget(self) -> None:
-        self._cache: Cache | DecoderSequence | None = None
-        self._ids: list[int] = []
+        self._cache, self._ids = None, []
 
 
 def _removable(cache: Cache | DecoderSequence) -> int:

@@ -41,8 +41,8 @@ class Oracle(Selector):
         scores = grouped_scores(rows.queries.float(), rows.keys.float()) * rows.scaling
         return group_importance(scores, rows.visible, rows.choosers, self.config.reduction)
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         return 2.0 * tokens * self.geometry.kv_heads * self.geometry.head_dim
 
-    def state_bytes(self, layer: int, tokens: int) -> float:
+    def state_bytes(self, layer: int, tokens: float) -> float:
         return 0.0
