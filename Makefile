@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .oldest/.installed
 KVPRESS := .kvpress/.installed
+WHEEL := .wheel/.installed
 
 PARALLEL ?= -n 2 --dist loadfile
 
@@ -12,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units clean
+.PHONY: install test typing test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units wheel check-wheel clean
 
 install: $(INSTALLED)
 
@@ -29,6 +30,11 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# mypy over the package, then over a script that uses it as an installed one; one cache, so that PyTorch is read once.
+typing: $(INSTALLED)
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q -m typing tests/test_typing.py
 
 # The oldest transformers in an environment of its own, which takes everything else from .venv: nothing large is installed twice.
 # What does not touch transformers is not run again, nor are the README's commands.
@@ -123,6 +129,23 @@ predictors: $(INSTALLED)
 units: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/units.sh build/units
 
+# What people install: a wheel and a sdist in dist/, from a copy of what git tracks, so that nothing else gets in.
+$(WHEEL): requirements-wheel.txt
+	rm -rf .wheel
+	$(PYTHON) -m venv .wheel
+	.wheel/bin/python -m pip install --quiet -r requirements-wheel.txt
+	@touch $@
+
+wheel: $(WHEEL)
+	rm -rf build/wheel dist && mkdir -p build/wheel/checkout
+	git ls-files -z | xargs -0 cp --parents -t build/wheel/checkout
+	.wheel/bin/python -m build --wheel --sdist --outdir dist build/wheel/checkout
+
+# Its contents, and that it works where nothing but it is of this package: installed alone beside the packages of .venv, run outside the checkout.
+check-wheel: wheel $(INSTALLED)
+	.wheel/bin/twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist
+
 clean:
-	rm -rf .venv .oldest build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .oldest .wheel build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 from .errors import SparsightError
 
 if TYPE_CHECKING:
-    from .evaluation import Protocol, evaluate
-    from .models import load
-    from .runtime import Budget, Conversation, Plan, Rule, apply, generate
+    # From where they are defined: three of them are called like their modules, and a type checker would take those.
+    from .evaluation.evaluate import evaluate
+    from .evaluation.protocol import Protocol
+    from .models.load import load
+    from .runtime.apply import apply
+    from .runtime.conversation import Conversation
+    from .runtime.generate import generate
+    from .runtime.plan import Budget, Plan
+    from .runtime.rule import Rule
     from .tokens.pretrained import from_pretrained, resolve, save_pretrained
-    from .training import calibrate_adaptive, train_predictor
+    from .training.adaptive import calibrate_adaptive
+    from .training.predictor import train_predictor
 
     __version__: str
 

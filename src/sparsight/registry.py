@@ -6,12 +6,17 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .errors import ConfigError
 
+M = TypeVar("M")
+"""What the methods of a registry have in common."""
 
-class Registry:
+One = TypeVar("One")
+
+
+class Registry(Generic[M]):
     """The methods of one package.
 
     A method is a class with a frozen config dataclass `Config`, made known by `register`; its `name` is set by that.
@@ -26,12 +31,12 @@ class Registry:
 
     def __init__(self, package: str, option: str) -> None:
         self.package, self.option = package, option
-        self._methods: dict[str, type] = {}
+        self._methods: dict[str, type[M]] = {}
 
-    def register(self, name: str) -> Callable[[type], type]:
+    def register(self, name: str) -> Callable[[type[One]], type[One]]:
         """Class decorator: make a method known under `name`."""
 
-        def add(cls: type) -> type:
+        def add(cls: Any) -> Any:
             if name in self._methods:
                 raise ConfigError(f"two methods are registered as {name!r}")
             cls.name = name
@@ -40,14 +45,14 @@ class Registry:
 
         return add
 
-    def methods(self) -> dict[str, type]:
+    def methods(self) -> dict[str, type[M]]:
         """All methods by name; every module of the package is imported to find them."""
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         return dict(sorted(self._methods.items()))
 
-    def method(self, name: str) -> type:
+    def method(self, name: str) -> type[M]:
         """The method called `name`.
 
         Raises
@@ -67,7 +72,8 @@ class Registry:
         ------
         ConfigError
         """
-        config_class = self.method(name).Config
+        method: Any = self.method(name)
+        config_class = method.Config
         fields = {f.name: f for f in dataclasses.fields(config_class)}
         for key, value in settings.items():
             if key not in fields:
@@ -90,7 +96,8 @@ class Registry:
         ConfigError
             If a text is not `key=value`, or a value cannot be read.
         """
-        defaults = {f.name: f.default for f in dataclasses.fields(self.method(name).Config)}
+        method: Any = self.method(name)
+        defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(method.Config)}
         typed: dict[str, Any] = {}
         for pair in pairs:
             key, _, text = (part.strip() for part in pair.partition("="))

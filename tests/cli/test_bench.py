@@ -6,11 +6,12 @@ import pytest
 
 from sparsight.evaluation import speed
 from sparsight.models import random_shapes
+from sparsight.ops import native
 
 
 @pytest.fixture(autouse=True)
 def short_bandwidth(monkeypatch):
-    monkeypatch.setattr(speed, "BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(native, "BANDWIDTH_BYTES", 1 << 20)
 
 
 @pytest.fixture

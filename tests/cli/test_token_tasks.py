@@ -45,6 +45,6 @@ def test_the_harness_is_asked_for_by_name(sparsight, byte_model, monkeypatch):
     how = ["evaluate", "--model", byte_model, "--dtype", "fp32", "--select", "quest"]
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, _, err = sparsight(*how, "--harness", "ruler")
-    assert code == 2 and "pip install 'sparsight[tasks]'" in err and err.count("\n") == 1
+    assert code == 2 and "pip install 'sparsight[eval]'" in err and err.count("\n") == 1
     code, _, err = sparsight(*how, "--harness-folder", "x")
     assert code == 2 and "add --harness TASK" in err

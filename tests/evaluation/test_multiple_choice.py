@@ -22,7 +22,7 @@ WITH_NORM = {"piqa", "openbookqa", "hellaswag", "arc_easy"}
 CONTEXT = 512
 
 needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: sparsight[tasks]"
+    importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: sparsight[eval]"
 )
 
 

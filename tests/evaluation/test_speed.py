@@ -22,6 +22,7 @@ from sparsight.evaluation.speed_grid import STEPS, TURNS, SpeedGrid
 from sparsight.evaluation.speed_steps import FilledCache, NativeSteps, interleave
 from sparsight.models import Anatomy, LoadedModel, load, random_shapes
 from sparsight.models.random_shapes import is_random_shape, random_model
+from sparsight.ops import native
 from sparsight.report.speed_table import speed_table, speedup
 from sparsight.runtime import Budget, Plan, Rule
 from sparsight.runtime.decoder import Decoder
@@ -50,7 +51,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def short_bandwidth(monkeypatch):
     """Half a second of each measurement goes into the bandwidth."""
-    monkeypatch.setattr(speed, "BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(native, "BANDWIDTH_BYTES", 1 << 20)
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_rivals_are_closed_when_something_fails(stories, monkeypatch):
 
 def test_the_best_bandwidth_of_the_run_counts(stories, monkeypatch):
     measured = iter([1e9, 5e9, 2e9, 3e9])
-    monkeypatch.setattr(speed, "_bandwidth", lambda threads: next(measured))
+    monkeypatch.setattr(speed, "read_bandwidth", lambda threads: next(measured))
     result = measure_speed(stories, SpeedGrid((64, 40), select=("dense",), repeats=1))
     assert result["bandwidth"] == {"1": 5e9}
     for row in result["rows"]:

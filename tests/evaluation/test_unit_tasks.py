@@ -56,7 +56,7 @@ def test_the_question_can_be_left_out_of_too(stories):
         ChoiceScorer(stories, plan_of("oracle", stories.anatomy, {}))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra `tasks`: pip install 'sparsight[tasks]'")
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra `eval`: pip install 'sparsight[eval]'")
 def test_rows_stand_beside_the_dense_model(stories, shared_data):
     plans = {"static": plan_of("static", stories.anatomy, {}, sparsity="neurons=0.5")}
     rows = evaluate_unit_tasks(stories, plans, ["copa"], 0, shared_data / "multiple_choice", 6)

@@ -14,13 +14,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
 
 ATTENTION = ("query", "key", "value", "head_output")
 FEED_FORWARD = ("gate", "up", "down")
@@ -97,7 +102,7 @@ class Cut:
         return ~((x.float() - self.centre).abs() <= self.threshold)
 
     def pruned(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`x` with the others at their centres."""
+        """`x` (..., inputs) with the others at their centres, in the same shape; `keep` bool in that shape says which stay."""
         return torch.where(self.keeps(x) if keep is None else keep, x, self.centre.to(x.dtype))
 
 
@@ -117,7 +122,11 @@ class ActivationMethod(nn.Module):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[type[Any]]
+    artifact: Artifact
+    training_shingles: np.ndarray | None
+    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
+
     learned: ClassVar[bool] = True
     cascaded: ClassVar[bool] = True
     """Whether a layer is calibrated on what the layers before it give when they are cut already."""
@@ -146,6 +155,7 @@ class ActivationMethod(nn.Module):
 
     @property
     def target(self) -> float | None:
+        """Share of its own mask that it was calibrated to leave out; None if it was not read from an artifact."""
         artifact = getattr(self, "artifact", None)
         return None if artifact is None else artifact.training.get("target")
 
@@ -202,7 +212,7 @@ class ActivationMethod(nn.Module):
         return sum(buffer.numel() for buffer in self.buffers())
 
 
-REGISTRY = Registry(__package__, "--activations")
+REGISTRY: Registry[ActivationMethod] = Registry(__package__, "--activations")
 register, methods, method, make_config = REGISTRY.register, REGISTRY.methods, REGISTRY.method, REGISTRY.make_config
 
 

@@ -174,7 +174,7 @@ def load_artifact(folder: str | Path) -> tuple[Artifact, dict[str, Tensor]]:
     -------
     artifact : Artifact
     tensors : dict of str to Tensor
-        As stored, on the CPU; `training_shingles`, if there, is int64.
+        As stored, on the CPU; `training_shingles`, if there, is int64 (shingles,).
 
     Raises
     ------
@@ -250,8 +250,8 @@ def _read_config(folder: Path) -> Artifact:
     for name in ("model_fingerprint", "sha256", "settings_sha256"):
         if not _HASH.fullmatch(fields[name]):
             raise ArtifactError(f"'{path}': expected {name!r} to be 64 hexadecimal digits, got {_short(fields[name])}")
-    if stored < 1 or not all(isinstance(row, dict) for row in fields["recall"]):
-        wrong = "format" if stored < 1 else "recall"
+    if fields["format"] < 1 or not all(isinstance(row, dict) for row in fields["recall"]):
+        wrong = "format" if fields["format"] < 1 else "recall"
         raise ArtifactError(
             f"'{path}': the key {wrong!r} has a value out of range, {_short(fields[wrong])}; get the predictor again"
         )

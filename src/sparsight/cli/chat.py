@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(loaded, args.select, args.budget, args)
     units = make_unit_plan(loaded, args)
     from ..runtime.conversation import Conversation
-    from ..runtime.generate import Decoding
+    from ..runtime.generation import Decoding
 
     Decoding(args.max_new_tokens, args.temperature, args.top_p)  # what is wrong with it is said before the first turn
     how = {"runtime": args.runtime, "weights": args.weights, "threads": args.threads}

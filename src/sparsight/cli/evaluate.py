@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         action="extend",
         metavar="TASK",
-        help="in place of --text: tasks of lm-evaluation-harness whose answers are written (ruler, longbench, ...); extra 'tasks'",
+        help="in place of --text: tasks of lm-evaluation-harness whose answers are written (ruler, longbench, ...); extra 'eval'",
     )
     parser.add_argument("--harness-folder", metavar="DIR", help="with --harness: folder with task files of yours")
     parser.add_argument("--generate", action="store_true", help="with long tasks: also let the model write its answers")

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from ..errors import ConfigError, SparsightError
 
-VERBS = ("trace", "train", "calibrate", "evaluate", "bench", "generate", "chat", "serve", "demo", "info", "report")
+VERBS = ("trace", "train", "calibrate", "evaluate", "bench", "generate", "chat", "serve", "demo", "info", "report", "doctor")
 OK, FAULT, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 

@@ -99,7 +99,7 @@ def run_harness(args: argparse.Namespace) -> int:
     try:
         from ..evaluation.tasks.generating import written_tasks
     except ImportError as error:
-        raise ConfigError(f"--harness needs lm-evaluation-harness ({error}); install it: pip install 'sparsight[tasks]'") from error
+        raise ConfigError(f"--harness needs lm-evaluation-harness ({error}); install it: pip install 'sparsight[eval]'") from error
     loaded = load_model(args)
     with bar("evaluating") as update:
         rows = written_tasks(loaded, _methods(loaded, args), args.harness, args.limit, args.harness_folder, args.length, update)

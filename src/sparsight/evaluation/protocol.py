@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..errors import BudgetError, ConfigError, TextError
 from ..models import LoadedModel
 from ..runtime import KINDS, Budget, Rule
 from ..runtime.rule import NO_INTERVAL
-from ..tokens import Geometry, create
+from ..tokens import Geometry, Selector, create
 from ..training.adaptive import calibrate_adaptive
 from ..training.text import Document, token_stream
 from ..training.windows import chunks
@@ -101,7 +101,14 @@ PLAIN = ("oracle", "random")
 class Rules:
     """The rule of each method and budget: the protocol's, or its plain form for those of `PLAIN`."""
 
-    def __init__(self, loaded, selectors, budgets, protocol, progress) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        selectors: Mapping[str, Selector],
+        budgets: Mapping[str, Budget],
+        protocol: Protocol,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
         self._plain = replace(protocol.rule, neighbours=0, interval=1, pages=0)
         self._rule = protocol.rule
         self._plainly = {*PLAIN, *(name for name, selector in selectors.items() if selector.name in PLAIN)}

@@ -44,6 +44,7 @@ class Chunk:
 
     @property
     def length(self) -> int:
+        """Tokens that are read: all but the last, which is only foretold."""
         return len(self.ids) - 1
 
 
@@ -204,7 +205,7 @@ class Scorer:
         self._watched = prefix.watched
 
     def nll(self, *args, **kwargs) -> tuple[Tensor, Scored]:
-        """`scored`, its `nll` first."""
+        """`scored`, its `nll` (scored tokens,) first: nats a token."""
         found = self.scored(*args, **kwargs)
         return found.nll, found
 

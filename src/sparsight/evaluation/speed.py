@@ -16,9 +16,10 @@ import torch
 
 from ..artifacts.files import read_bytes, write_atomically
 from ..errors import ConfigError, StorageError, TextError
+from ..machine import processor
 from ..models import LoadedModel
 from ..models.random_shapes import is_random_shape
-from ..ops.native import level, need_library, pool
+from ..ops.native import level, read_bandwidth
 from ..runtime import Plan
 from ..runtime.decoder import Decoder
 from ..training.shipped_text import shipped_documents
@@ -30,10 +31,6 @@ from .speed_steps import ActivationSteps, Candidate, FilledCache, NativeSteps, R
 
 FORMAT = 1
 BENCHMARK = "speed"
-BANDWIDTH_BYTES = 256 << 20
-"""Read to measure the bandwidth: more than a processor's caches hold."""
-
-_BANDWIDTH_TRIES = 3
 _TOKENS_A_SIGN = 64
 # A sign of progress stands for a turn of steps, or for so many tokens prefilled.
 _IDENTITY = ("runtime", "weights", "select", "budget")
@@ -94,7 +91,7 @@ def measure_speed(loaded: LoadedModel, grid: SpeedGrid | None = None, progress: 
         "repeats": grid.repeats,
         "counted_steps": grid.repeats * TURNS * STEPS,
         "isa": level(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "load_average": {"begin": begin, "end": _load_average()},
         "versions": {**versions(), "llama_cpp": _version("llama_cpp_python")},
@@ -213,9 +210,9 @@ def _measure_threads(
             for candidate in candidates:
                 candidate.at(context)
             counter.say(f"steps at {context:,} tokens, {_threads(threads)}")
-            best = max(best, _bandwidth(threads))
+            best = max(best, read_bandwidth(threads))
             samples = interleave(candidates, grid.repeats * TURNS, STEPS, counter.turn)
-            best = max(best, _bandwidth(threads))
+            best = max(best, read_bandwidth(threads))
             rows += _faster_variants([_row(*pair, context, threads) for pair in zip(candidates, samples, strict=True)])
     for row in rows:
         row["bandwidth_share"] = row["bytes_per_token"] / (row["ms_per_token"] / 1e3) / best
@@ -262,10 +259,6 @@ def _watched(loaded: LoadedModel, prefilled: Callable[[int], None]) -> Iterator[
         handle.remove()
 
 
-def _bandwidth(threads: int) -> float:
-    return need_library().read_bandwidth(level(), pool(threads), BANDWIDTH_BYTES, _BANDWIDTH_TRIES)
-
-
 def _row(candidate: Candidate, samples: Sequence[float], context: int, threads: int) -> dict[str, Any]:
     low, middle, high = (float(ms) for ms in 1e3 * np.percentile(samples, (10, 50, 90)))
     return {
@@ -296,14 +289,6 @@ def _threads(count: int) -> str:
 
 def _load_average() -> list[float] | None:
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
-
-
-def _cpu() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _version(package: str) -> str | None:

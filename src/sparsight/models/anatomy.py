@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ class Anatomy:
             a layer's attention is neither full nor a sliding window, its scores are capped, it sees later tokens, or
             its rotary embedding depends on the length of the sequence.
         """
-        config = model.config
+        config: Any = model.config
         name = getattr(config, "_name_or_path", "") or type(model).__name__
         check_family(config.model_type, name)
         family = FAMILIES[config.model_type]

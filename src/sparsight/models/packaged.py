@@ -68,11 +68,25 @@ def packaged_folder(alias: str) -> Path:
     StorageError
         If the cache cannot be written.
     """
+    packaged, files = ALIASES[alias], packaged_files(alias)
+    return plain_folder_of_parts(packaged.file, files, packaged.sha256) if packaged.pieces else plain_folder(files[0])
+
+
+def packaged_files(alias: str) -> list[Path]:
+    """The file of an alias's model, or its pieces in order; nothing is read.
+
+    Parameters
+    ----------
+    alias : str
+        A key of `ALIASES`.
+
+    Raises
+    ------
+    ModelError
+        If a package is not installed or lacks its file.
+    """
     packaged = ALIASES[alias]
-    if not packaged.pieces:
-        return plain_folder(_find(alias, packaged.package, packaged.file))
-    pieces = [_find(alias, package, file) for package, file in packaged.pieces]
-    return plain_folder_of_parts(packaged.file, pieces, packaged.sha256)
+    return [_find(alias, package, file) for package, file in packaged.pieces or ((packaged.package, packaged.file),)]
 
 
 def _find(alias: str, package: str, name: str) -> Path:

@@ -36,7 +36,7 @@ class Blocks:
         and whose high halves are the others; a weight is `scale * number + minimum`. "Q8_0": a scale in float16, then
         32 signed bytes; a weight is `scale * number`.
     data : Tensor
-        `(rows, columns // 32 * bytes of a block)`, uint8, the rows in transformers' order.
+        `(rows, bytes)`, uint8, `columns / 32` blocks a row, the rows in transformers' order.
     """
 
     kind: str

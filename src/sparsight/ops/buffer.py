@@ -31,6 +31,7 @@ class GrowingTensor:
 
     @property
     def empty(self) -> bool:
+        """Whether nothing was appended since it was made or cleared."""
         return self._storage is None or self.length == 0
 
     def append(self, rows: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class GrowingTensor:
         self.length = min(self.length, max(length, 0))
 
     def take_batch(self, indices: Tensor) -> None:
-        """Reorder, repeat or drop sequences: keep `indices` of the batch dimension, in that order."""
+        """Reorder, repeat or drop sequences: keep `indices` (sequences,) of the batch dimension, in that order."""
         if self._storage is not None:
             self._storage = self.view.index_select(0, indices.to(self._storage.device))
 

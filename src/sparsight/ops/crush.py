@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import library
+from .native import library, need_library
 
 WORD = 63
 """Bits a word: the sign is left alone."""
@@ -42,7 +42,10 @@ def hamming(words: Tensor, anchor: Tensor) -> Tensor:
 
 
 def can_represent(votes: Tensor) -> bool:
-    """Whether `represent` can do it: on a CPU, with the native library, and with as many heads as a word has bits."""
+    """Whether `represent` can do it with votes (batch, query_heads, slots).
+
+    It can on a CPU, with the native library, and with as many heads as a word has bits.
+    """
     return votes.device.type == "cpu" and votes.shape[1] <= WORD and library() is not None
 
 
@@ -71,12 +74,12 @@ def represent(
     """
     chosen = torch.zeros(rows.shape, dtype=torch.bool)
     arrays = [t.contiguous().numpy() for t in (votes, positions, rows, candidates, wanted)]
-    library().represent(*arrays, density, majority, anchors.contiguous().numpy(), chosen.numpy())
+    need_library().represent(*arrays, density, majority, anchors.contiguous().numpy(), chosen.numpy())
     return chosen
 
 
 def popcount(words: Tensor) -> Tensor:
-    """Bits set in each int64, by adding neighbours in parallel."""
+    """Bits set in each int64 of any shape (...), by adding neighbours in parallel; the same shape (...)."""
     x = words
     x = x - ((x >> 1) & 0x5555555555555555)
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import level, library, pool
+from .native import level, library, need_library, pool
 
 FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 """What columns may be kept in, with the number the native library has for it."""
@@ -102,7 +102,7 @@ def cut_columns(
         made = left @ unpack_columns(packed, outputs, format).T
         return made if folded is None else made + folded, (~(distance.abs() <= threshold)).sum(dim=1).tolist()
     out = torch.empty(len(x), outputs)
-    read = library().cut_columns(
+    read = need_library().cut_columns(
         level(), pool(torch.get_num_threads()), packed, FORMATS[format], outputs, x.detach().float().contiguous(), centre, threshold, folded,
         out.view(-1),
     )  # fmt: skip

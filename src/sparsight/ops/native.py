@@ -13,7 +13,11 @@ from typing import Any
 from ..errors import ConfigError
 
 VARIABLE = "SPARSIGHT_ISA"
+BANDWIDTH_BYTES = 256 << 20
+"""Read to measure the bandwidth: more than a processor's caches hold."""
+
 _MOST_THREADS = 1024
+_BANDWIDTH_TRIES = 3
 
 
 @cache
@@ -73,3 +77,13 @@ def pool(threads: int) -> Any:
     if not 1 <= threads <= _MOST_THREADS:
         raise ConfigError(f"threads must be from 1 to {_MOST_THREADS}, got {threads}")
     return need_library().Pool(threads)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that so many threads read from memory together: the best of a few tries, half a second in all.
+
+    Raises
+    ------
+    ConfigError
+    """
+    return need_library().read_bandwidth(level(), pool(threads), BANDWIDTH_BYTES, _BANDWIDTH_TRIES)

@@ -7,6 +7,7 @@ taken over bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,7 @@ def unpack(packed: Packed) -> Tensor:
     return values.reshape(panels * PANEL, cols)[: packed.rows]
 
 
-def _by_pieces(matrix: Tensor, format: str, cols: int, out: Tensor | None, panels) -> Packed:
+def _by_pieces(matrix: Tensor, format: str, cols: int, out: Tensor | None, panels: Callable[[Tensor], Tensor]) -> Packed:
     rows = matrix.shape[0]
     if out is None:
         out = torch.empty(-(-rows // PANEL), panel_bytes(format, cols), dtype=torch.uint8)
@@ -142,13 +143,13 @@ def _panels(weight: Tensor, format: str) -> Tensor:
 def _round_int4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes 0 to 15, scale and minimum (float16) of each group: of several ranges the one with the smallest squared error."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    best = None
+    best: list[Tensor] = []
     for share in _SHRINK:
         middle, half = (low + high) / 2, (high - low) / 2 * share
         least, scale = (middle - half).to(torch.float16), (2 * half / 15).to(torch.float16)
         codes = ((groups - least.float()) / _or_one(scale.float())).round().clamp(0, 15)
         error = (codes * scale.float() + least.float() - groups).square().sum(-1, keepdim=True)
-        if best is None:
+        if not best:
             best = [codes, scale, least, error]
             continue
         better = error < best[3]

@@ -37,7 +37,7 @@ def visible_tokens(positions: Tensor, first: Tensor, tokens: int) -> Tensor:
 def selectable_tokens(positions: Tensor, first: Tensor, tokens: int, sinks: int, window: int) -> Tensor:
     """Which cached tokens are chosen by importance: visible, neither sink nor recent.
 
-    Parameters and the shape returned are those of `visible_tokens`; the `window` counts the row's own token.
+    Parameters and the shape returned are those of `visible_tokens`, (batch, 1, rows, tokens) bool; the `window` counts the row's own token.
     """
     index = torch.arange(tokens, device=positions.device)
     past = index <= positions[:, None] - window

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import level, library, pool
+from .native import level, library, need_library, pool
 
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 BACKENDS = ("reference", "cpu")
@@ -76,7 +76,7 @@ def _best(weight: Tensor) -> str:
 
 
 def _native(weight: Tensor, active: Tensor, x: Tensor, out: Tensor, columns: bool) -> Tensor:
-    library().some_rows(
+    need_library().some_rows(
         level(),
         pool(torch.get_num_threads()),
         weight.detach().view(torch.uint8),

@@ -44,7 +44,7 @@ def evaluation_table(rows: Iterable[Mapping[str, Any]], title: str | None = None
     table.add_column("budget\nmethod", overflow="fold", min_width=len("streaming"))
     for heading in _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    blocks: dict[tuple, list[Mapping[str, Any]]] = {}
+    blocks: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
     for row in rows:
         blocks.setdefault((row.get("budget"), row.get("length")), []).append(row)
     for (budget, length), block in blocks.items():
@@ -58,7 +58,7 @@ def evaluation_table(rows: Iterable[Mapping[str, Any]], title: str | None = None
 
 def human_bytes(count: float | None) -> str:
     """Bytes in units of a thousand: 950 B, 12.3 kB, 271 MB."""
-    if not _known(count):
+    if count is None or not _known(count):
         return MISSING
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):

@@ -20,18 +20,15 @@ KINDS = ("thresholds", "top-p", "heads")
 
 
 class Adaptive(Protocol):
-    """Gives each chooser of each row its own budget.
+    """Gives each chooser of each row its own budget."""
 
-    Attributes
-    ----------
-    budget : str
-        What it was calibrated for.
-    wants_scores : bool
-        Whether importance has to be in the scale of attention logits.
-    """
+    @property
+    def budget(self) -> str:
+        """What it was calibrated for."""
 
-    budget: str
-    wants_scores: bool
+    @property
+    def wants_scores(self) -> bool:
+        """Whether importance has to be in the scale of attention logits."""
 
     def layers(self) -> set[int] | None:
         """Layers it was calibrated for; None for all."""
@@ -57,9 +54,11 @@ class Thresholds:
     wants_scores = True
 
     def layers(self) -> set[int]:
+        """Those that cut-offs were calibrated for."""
         return set(self.cuts)
 
-    def tokens(self, layer, importance, visible, selectable, budget) -> Tensor:
+    def tokens(self, layer: int, importance: Tensor, visible: Tensor, selectable: Tensor, budget: int | Tensor) -> Tensor:
+        """`(batch, choosers, rows)` int64, see `Adaptive.tokens`."""
         cut = self.cuts[layer].to(importance.device)[None, :, None, None]
         return _always(visible, selectable) + (excess(importance, selectable) > cut).sum(dim=-1)
 
@@ -80,9 +79,11 @@ class TopP:
     wants_scores = True
 
     def layers(self) -> None:
+        """None: it needs no calibration of a layer, so it is for all."""
         return None
 
-    def tokens(self, layer, importance, visible, selectable, budget) -> Tensor:
+    def tokens(self, layer: int, importance: Tensor, visible: Tensor, selectable: Tensor, budget: int | Tensor) -> Tensor:
+        """`(batch, choosers, rows)` int64, see `Adaptive.tokens`."""
         always, held = sorted_attention(importance, visible, selectable)
         needed = (always + held.cumsum(dim=-1) < self.p).sum(dim=-1) + 1
         needed = torch.where(always[..., 0] >= self.p, 0, needed)
@@ -105,9 +106,11 @@ class HeadShares:
     wants_scores = False
 
     def layers(self) -> set[int]:
+        """Those that shares were calibrated for."""
         return set(self.shares)
 
-    def tokens(self, layer, importance, visible, selectable, budget) -> Tensor:
+    def tokens(self, layer: int, importance: Tensor, visible: Tensor, selectable: Tensor, budget: int | Tensor) -> Tensor:
+        """`(batch, choosers, rows)` int64, see `Adaptive.tokens`."""
         always = _always(visible, selectable)
         free = (torch.as_tensor(budget, device=importance.device) - always).clamp_min(0)
         share = self.shares[layer].to(importance.device)[None, :, None]
@@ -132,7 +135,8 @@ def check_scores(selector: Selector) -> None:
 def excess(importance: Tensor, selectable: Tensor) -> Tensor:
     """Logarithm of how many times its even share a token gets among those that are chosen from; `-inf` elsewhere.
 
-    A softmax over the selectable tokens, times their number: so one cut-off serves texts of all lengths. Shapes as `select_tokens`.
+    A softmax over the selectable tokens, times their number: so one cut-off serves texts of all lengths. Both and what is returned:
+    (batch, choosers, rows, tokens), `selectable` bool with one chooser for all.
     """
     scores = importance.float().masked_fill(~selectable, float("-inf"))
     total = torch.logsumexp(scores, dim=-1, keepdim=True)

@@ -62,7 +62,10 @@ class DecodeRun(Handler):
                 self.cache.choices.clear()
         return kwargs
 
-    def attend(self, layer, queries, keys, values, mask, dense):
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Any, dense: Callable[[], Tensor]
+    ) -> Tensor:
+        """Attention of a layer over what the plan reads, `(batch, query_heads, rows, head_dim)`; see `Handler.attend`."""
         if layer not in self.anatomy.full_attention or self.cache is None:
             return dense()
         rows, tokens = queries.shape[2], keys.shape[2]

@@ -8,13 +8,14 @@ builds no mask at all for an attention name it has no mask function for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -76,14 +77,17 @@ class Handler:
         """Index of the layer an attention module belongs to; None if it is of another model."""
         return self._layer_of.get(id(module))
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dense) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dense: Callable[[], Tensor]) -> Tensor:
         """Attention output `(batch, query_heads, rows, head_dim)`; `dense()` gives what the plain model would compute."""
         raise NotImplementedError
 
     def rows(
         self, layer: int, queries: Tensor, keys: Tensor, index: Index | None, positions: Tensor, keep: Tensor | slice = slice(None)
     ) -> Rows:
-        """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at."""
+        """`Rows` of this layer; `keep` picks rows out of the residuals when only some are looked at.
+
+        Queries (batch, query_heads, rows, head_dim), keys (batch, kv_heads, tokens, head_dim), positions (rows,).
+        """
         return Rows(
             layer=layer,
             queries=queries,
@@ -108,13 +112,22 @@ class Handler:
 _handlers: ContextVar[tuple[Handler, ...]] = ContextVar("sparsight_handlers", default=())
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """The function transformers calls. `query` (batch, query_heads, rows, head_dim); the result is (batch, rows, query_heads, head_dim)."""
 
     def dense() -> Tensor:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
+        out: Tensor
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return out
 
     for handler in reversed(_handlers.get()):
         if (layer := handler.layer_of(module)) is not None:
@@ -149,18 +162,18 @@ def attached(model: Any, handler: Handler, producers: Iterable[int] = ()) -> Ite
         yield handler
 
 
-def _keep_residual(handler: Handler, layer: int):
-    def hook(module, args, kwargs):
+def _keep_residual(handler: Handler, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handler.residuals[layer] = (args[0] if args else kwargs["hidden_states"]).detach()
 
     return hook
 
 
-def on_forward(base, begin):
+def on_forward(base: nn.Module, begin: Callable[[dict[str, Any]], dict[str, Any]]) -> RemovableHandle:
     """A pre-hook that sees every argument of the base model's forward by name."""
     names = list(inspect.signature(base.forward).parameters)
 
-    def hook(module, args, kwargs):
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         return (), begin({**dict(zip(names, args, strict=False)), **kwargs})
 
     return base.register_forward_pre_hook(hook, with_kwargs=True)
@@ -173,6 +186,10 @@ def first_real_tokens(mask: Any, batch: int, device: torch.device) -> Tensor:
     ----------
     mask : (batch, tokens), (batch, 1, rows, tokens), a dict of such by type of attention, or None
         As transformers takes it: 1 or True for a token that may be seen, in the four-dimensional form also 0.0 (added to logits).
+    batch : int
+        Sequences.
+    device : torch.device
+        Of what is returned where there is no mask.
 
     Returns
     -------

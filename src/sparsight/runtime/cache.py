@@ -43,6 +43,7 @@ class GrowingLayer(DynamicLayer):
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As beam search asks: keep the rows `beam_idx` (beams,), in that order."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -171,6 +172,7 @@ class SelectingCache(Cache):
             layer.recording = True
 
     def reset(self) -> None:
+        """Forget all tokens, importance keys and choices."""
         super().reset()
         self._forget(0)
 
@@ -182,13 +184,15 @@ class SelectingCache(Cache):
             self.index.crop(length, lambda layer: self.layers[layer].keys)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As beam search asks: keep the sequences `beam_idx` (beams,), in that order."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sequence `repeats` times, beside itself."""
         self.batch_select_indices(torch.arange(self._batch()).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep `indices` (int or bool) of the batch dimension, in that order."""
+        """Keep `indices`, (sequences,) int or bool, of the batch dimension, in that order."""
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
         super().batch_select_indices(indices)

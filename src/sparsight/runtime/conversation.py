@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from transformers.cache_utils import Cache
 
@@ -34,7 +35,7 @@ class Conversation:
         Dense without one.
     system : str, optional
         The system message; some templates set one of their own without it, and some allow none.
-    runtime, weights, threads, units
+    runtime, weights, threads, units, activations
         As for `generate`. In prompt mode heads and neurons are chosen anew at each turn, by what is new in it.
 
     Attributes
@@ -72,7 +73,9 @@ class Conversation:
         self.loaded = loaded
         self.plan = plan
         self.system = system
-        self._how = {"runtime": runtime, "weights": weights, "threads": threads, "units": units, "activations": activations}
+        self._how: dict[str, Any] = {"runtime": runtime, "weights": weights, "threads": threads, "units": units, "activations": activations}
+        self._cache: Cache | DecoderSequence | None = None
+        self._ids: list[int] = []
         self.reset()
 
     def reset(self) -> None:
@@ -84,6 +87,7 @@ class Conversation:
 
     @property
     def cached_tokens(self) -> int:
+        """Tokens of the conversation that the cache holds, and that the next turn need not read again."""
         return len(self._ids)
 
     def say(
@@ -160,8 +164,7 @@ class Conversation:
         return common, self._cache
 
     def _forget(self) -> None:
-        self._cache: Cache | DecoderSequence | None = None
-        self._ids: list[int] = []
+        self._cache, self._ids = None, []
 
 
 def _removable(cache: Cache | DecoderSequence) -> int:

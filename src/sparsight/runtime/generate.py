@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -32,12 +32,46 @@ from .units import UnitPlan, apply_units, check_units
 
 
 @overload
-def generate(loaded: LoadedModel, prompts: str, plan: Plan | None = None, **settings: Any) -> Generation: ...
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str too; this one comes first
+    loaded: LoadedModel,
+    prompts: str,
+    plan: Plan | None = None,
+    *,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    beams: int = 1,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+    observer: Observer | None = None,
+    runtime: str = "auto",
+    weights: str | None = None,
+    threads: int | None = None,
+    units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
+) -> Generation: ...
 
 
 @overload
 def generate(
-    loaded: LoadedModel, prompts: Sequence[str], plan: Plan | None = None, **settings: Any
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    plan: Plan | None = None,
+    *,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    beams: int = 1,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+    observer: Observer | None = None,
+    runtime: str = "auto",
+    weights: str | None = None,
+    threads: int | None = None,
+    units: UnitPlan | None = None,
+    activations: ActivationMethod | None = None,
 ) -> list[Generation]: ...
 
 
@@ -116,7 +150,7 @@ def generate(
     """
     decoding = Decoding(max_new_tokens, temperature, top_p, beams, seed)
     alone = isinstance(prompts, str)
-    prompts = [prompts] if alone else list(prompts)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ConfigError("there is no prompt to continue; give at least one")
     if stream is not None and (len(prompts) > 1 or beams > 1):

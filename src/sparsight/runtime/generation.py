@@ -119,7 +119,7 @@ def finished_row(loaded: LoadedModel, prompt_tokens: int, new: list[int], stops:
 class Streamer(TextStreamer):
     """Hands finished pieces of new text to a callable."""
 
-    def __init__(self, tokenizer, emit: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._emit = emit
 

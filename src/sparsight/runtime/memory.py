@@ -10,11 +10,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..errors import ConfigError
+from ..machine import CGROUPS, OWN_CGROUP, control_groups
 from ..models import LoadedModel
 from .plan import Plan
-
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,7 @@ def available_bytes(device: torch.device) -> int:
 
 def _cgroup_bytes() -> int | None:
     """Bytes left under the tightest limit of the control groups around this process; None without a limit."""
-    try:
-        lines = OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        return None
-    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
-    if own is None:
-        return None
-    group = CGROUPS / own.strip("/")
-    left = [_left_in(place) for place in (group, *group.parents) if place == CGROUPS or CGROUPS in place.parents]
+    left = [_left_in(place) for place in control_groups(OWN_CGROUP, CGROUPS)]
     return min((bytes_left for bytes_left in left if bytes_left is not None), default=None)
 
 

@@ -143,7 +143,7 @@ def pick(importance: Tensor, rows: Rows, budget: int | Tensor, rule: Rule) -> Te
 
 
 def choose(selector: Selector, rows: Rows, budget: int | Tensor, rule: Rule) -> Tensor:
-    """What a selector reads: `pick` by `score`."""
+    """What a selector reads: `pick` by `score`, (batch, choosers, rows, largest budget) int64."""
     return pick(score(selector, rows, rule), rows, budget, rule)
 
 

@@ -59,7 +59,7 @@ def choose_runtime(
             raise ConfigError(f"weights in {weights} are for the native decoder, but the runtime is hf; leave one of the two out")
         return None, None
     if (units is not None or activations is not None) and weights is None:
-        kept = "fp32" if loaded.model.dtype == torch.float32 else "bf16"
+        kept: str | None = "fp32" if loaded.model.dtype == torch.float32 else "bf16"
     else:
         kept = weights
     reason = _why_not(loaded, plan, beams, kept) or _why_not_units(loaded, units, kept)

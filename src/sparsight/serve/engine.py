@@ -97,6 +97,7 @@ class Engine:
 
     @property
     def draining(self) -> bool:
+        """Whether it takes no more requests and ends when those that run are done."""
         return self._closing
 
     @property

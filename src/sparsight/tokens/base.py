@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from ..errors import ConfigError
 from ..ops import visible_tokens
 from ..registry import Registry
 from .pieces import Pieces
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Index:
         raise NotImplementedError
 
     def take_batch(self, indices: Tensor) -> None:
-        """Keep `indices` of the batch dimension, in that order."""
+        """Keep `indices` (sequences,) of the batch dimension, in that order."""
         raise NotImplementedError
 
     @property
@@ -124,7 +129,11 @@ class Selector(nn.Module):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[type[Any]]
+    artifact: Artifact
+    training_shingles: np.ndarray | None
+    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
+
     learned: ClassVar[bool] = False
     """Whether the method has weights that come from an artifact."""
     needs_previous_attention: ClassVar[bool] = False
@@ -185,11 +194,11 @@ class Selector(nn.Module):
         """Tokens of the pages that are worth scoring, `(batch, choosers, rows, tokens)` bool; None for a method that scores by no keys."""
         return None
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         """Bytes of importance keys one decode step reads at `layer`, with `tokens` in the cache."""
         return 0.0
 
-    def state_bytes(self, layer: int, tokens: int) -> float:
+    def state_bytes(self, layer: int, tokens: float) -> float:
         """Bytes kept beside the KV cache at `layer`."""
         return self.index_bytes(layer, tokens)
 
@@ -202,7 +211,7 @@ class Selector(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-REGISTRY = Registry(__package__, "--select")
+REGISTRY: Registry[Selector] = Registry(__package__, "--select")
 register, methods, method, make_config = REGISTRY.register, REGISTRY.methods, REGISTRY.method, REGISTRY.make_config
 
 
@@ -231,8 +240,9 @@ def create(name: str, geometry: Geometry, **settings: Any) -> Selector:
             raise ConfigError(f"{outer!r} goes around an evictor, and {inner!r} is none; see `sparsight info` for those there are")
         own = {f.name for f in dataclasses.fields(cls.Config)}
         base = create(inner, geometry, **{key: value for key, value in settings.items() if key not in own})
-        selector = cls(make_config(outer, {key: value for key, value in settings.items() if key in own}), geometry, base)
-        selector.name = name
+        wrap: Any = cls  # a wrapper takes what it goes around as well
+        selector: Selector = wrap(make_config(outer, {key: value for key, value in settings.items() if key in own}), geometry, base)
+        selector.name = name  # type: ignore[misc]  # of this one, whose name has two parts
     else:
         selector = cls(make_config(name, settings), geometry)
     if selector.selects and not selector.layers:

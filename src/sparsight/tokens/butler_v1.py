@@ -218,6 +218,6 @@ class ButlerV1(KeyedSelector):
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         own = 2.0 * tokens * 2 * self.geometry.hidden_size // self.config.reduce
         return super().index_bytes(layer, tokens) + (own if layer == self.layers[0] else 0.0)

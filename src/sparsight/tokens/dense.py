@@ -1,4 +1,4 @@
-"""Read everything: the reference that every method is compared with."""
+"""Read everything: the reference that every method is compared with, of no paper."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Dense(Selector):
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """None: no layer chooses."""
         return ()
 
     def importance(self, rows: Rows) -> Tensor:

@@ -126,7 +126,7 @@ class KeyedSelector(Selector):
         """
         return grouped_scores(self.importance_queries(rows), self.importance_keys(everything))
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         return tokens * self.key_heads * index_bytes(self.config.index_dtype, self.config.rank)
 
     def initialise(self, statistics: Any) -> None:

@@ -1,4 +1,4 @@
-"""The true attention decides: the ceiling for methods that choose by this layer's attention. Never deployable."""
+"""The true attention decides: the ceiling for methods that choose by this layer's attention. Never deployable; a reference of no paper."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Oracle(Selector):
         scores = grouped_scores(rows.queries.float(), rows.keys.float()) * rows.scaling
         return group_importance(scores, rows.visible, rows.choosers, self.config.reduction)
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         return 2.0 * tokens * self.geometry.kv_heads * self.geometry.head_dim
 
-    def state_bytes(self, layer: int, tokens: int) -> float:
+    def state_bytes(self, layer: int, tokens: float) -> float:
         return 0.0

@@ -66,10 +66,10 @@ class PageToken(Quest):
     def pieces(self) -> None:
         return None
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         pages = -(-tokens // self.config.page_size)
         kept = min(-(-pages * self.config.share // 1) * self.config.page_size, tokens)
         return self.state_bytes(layer, tokens) + 2.0 * kept * self.geometry.kv_heads * self.geometry.head_dim
 
-    def state_bytes(self, layer: int, tokens: int) -> float:
+    def state_bytes(self, layer: int, tokens: float) -> float:
         return Quest.index_bytes(self, layer, tokens)

@@ -1,4 +1,4 @@
-"""The true attention of the layer before decides: how far importance carries over from layer to layer. Never deployable."""
+"""The true attention of the layer before decides: how far importance carries over from layer to layer. Never deployable; of no paper."""
 
 from __future__ import annotations
 

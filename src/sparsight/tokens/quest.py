@@ -154,6 +154,6 @@ class Quest(Selector):
     def pieces(self) -> Pieces:
         return Pieces({layer: LayerPieces("pages") for layer in self.layers}, page_size=self.config.page_size)
 
-    def index_bytes(self, layer: int, tokens: int) -> float:
+    def index_bytes(self, layer: int, tokens: float) -> float:
         pages = -(-tokens // self.config.page_size)
         return 2.0 * pages * 2 * self.geometry.kv_heads * self.geometry.head_dim

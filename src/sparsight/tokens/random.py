@@ -1,4 +1,4 @@
-"""Tokens at random: the floor of every comparison."""
+"""Tokens at random: the floor of every comparison, of no paper."""
 
 from __future__ import annotations
 

@@ -113,10 +113,10 @@ def calibrate_adaptive(
     if kind == "thresholds":
         return Thresholds({layer: _cut(torch.cat(values, dim=1), wanted) for layer, values in seen.items()}, str(budget))
     attention = torch.stack([torch.cat(values, dim=1) for values in seen.values()])
-    wanted /= attention.shape[2]
+    mean = wanted / attention.shape[2]
     if kind == "top-p":
-        return TopP(_share(attention, wanted), str(budget))
-    return HeadShares(dict(zip(seen, _head_shares(attention[..., 1:], wanted), strict=True)), str(budget))
+        return TopP(_share(attention, mean), str(budget))
+    return HeadShares(dict(zip(seen, _head_shares(attention[..., 1:], mean), strict=True)), str(budget))
 
 
 def _cut(values: Tensor, wanted: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..registry import Registry
 from .pieces import Foreseen, Gated, UnitProducer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..artifacts import Artifact
 
 MODES = ("static", "prompt", "token")
 """One choice for everything, one a prompt, one a decoded token."""
@@ -120,7 +125,11 @@ class UnitMethod(nn.Module):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[type[Any]]
+    artifact: Artifact
+    training_shingles: np.ndarray | None
+    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
+
     learned: ClassVar[bool] = False
     """Whether the method has weights that come from an artifact."""
     trained: ClassVar[bool] = False
@@ -184,7 +193,7 @@ class UnitMethod(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-REGISTRY = Registry(__package__, "--units")
+REGISTRY: Registry[UnitMethod] = Registry(__package__, "--units")
 register, methods, method, make_config = REGISTRY.register, REGISTRY.methods, REGISTRY.method, REGISTRY.make_config
 
 

@@ -1,4 +1,4 @@
-"""The best choice for the very text that is scored: leaky, a ceiling for what one choice a prompt can reach."""
+"""The best choice for the very text that is scored: leaky, a ceiling of no paper for what one choice a prompt can reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads and neurons at random: the floor of every comparison."""
+"""Heads and neurons at random: the floor of every comparison, of no paper."""
 
 from __future__ import annotations
 

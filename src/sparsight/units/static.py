@@ -1,4 +1,4 @@
-"""The same heads and neurons always: those that mattered most on average. The control that every prediction has to beat."""
+"""The same heads and neurons always: those that mattered most on average. The control that every prediction has to beat, of no paper."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...errors import ConfigError, ModelError, TextError
 from ...models import LoadedModel
 from ...runtime import Budget, Plan, SelectingCache, apply
-from ...runtime.generate import encode_prompt
+from ...runtime.encode import encode_prompt
 from ...tokens import create
 from ...tokens.base import Geometry
 from ..bytes import bytes_per_token

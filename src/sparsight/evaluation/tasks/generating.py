@@ -4,7 +4,7 @@ The harness makes the prompts, cuts the answers and scores them; their rows come
 prompt but its last token is read densely; from that token on every step is a decode step under the plan, so the first token of an answer is no
 dense one. An evictor has then seen the question, as in published results on these tasks, and unlike in `long_tasks`.
 
-Imports `lm_eval` (the extra `tasks`), so it is imported inside functions only.
+Imports `lm_eval` (the extra `eval`), so it is imported inside functions only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The parts of lm-evaluation-harness that multiple-choice tasks need: its task definitions, and a model that scores token ids.
 
-The only module that imports `lm_eval` (the extra `tasks`), so it is imported inside functions only.
+The only module that imports `lm_eval` (the extra `eval`), so it is imported inside functions only.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def multiple_choice(
     Raises
     ------
     ConfigError
-        If a setting is out of range or the extra `tasks` is not installed.
+        If a setting is out of range or the extra `eval` is not installed.
     TextError
         If rows are missing or not as they should be, or cannot be fetched.
     ModelError
@@ -178,5 +178,5 @@ def _harness():
         return import_module(".harness", __package__)
     except ImportError as error:
         raise ConfigError(
-            f"multiple-choice tasks need lm-evaluation-harness ({error}); install sparsight[tasks]"
+            f"multiple-choice tasks need lm-evaluation-harness ({error}); install sparsight[eval]"
         ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ class DecoderSequence:
 
     @property
     def length(self) -> int:
+        """Tokens in the cache."""
         return self.native.length
 
     def get_seq_length(self) -> int:
@@ -117,7 +119,7 @@ class DecoderSequence:
         if self.length + new > self._room:
             self._grow(lambda store: self.length + new)
 
-    def _grow(self, tokens) -> None:
+    def _grow(self, tokens: Callable[[Any], int]) -> None:
         for i, store in enumerate(self.stores):
             if store.make_room(self.length, tokens(store)):
                 self._bind(i)
@@ -208,7 +210,7 @@ class _FullLayer(DynamicLayer):
         self.is_initialized = True
         self._view()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append `(1, kv_heads, new, head_dim)` and return all."""
         self.dtype, self.device = key_states.dtype, key_states.device
         new = key_states.shape[2]
