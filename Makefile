@@ -6,6 +6,7 @@ INSTALLED := .venv/.installed
 OLDEST := .oldest/.installed
 KVPRESS := .kvpress/.installed
 WHEEL := .wheel/.installed
+DOCS := .venv/.installed-docs
 
 PARALLEL ?= -n 2 --dist loadfile
 
@@ -13,7 +14,8 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := test
-.PHONY: install test typing test-oldest test-slow check-kvpress serve check-serve check-page bench-tokens emulate sanitize demo bench predictors units wheel check-wheel clean
+.PHONY: install test typing test-oldest test-slow check-kvpress serve check-serve check-page docs docs-serve check-docs bench-tokens emulate \
+	sanitize demo bench predictors units wheel check-wheel clean
 
 install: $(INSTALLED)
 
@@ -84,6 +86,24 @@ check-page: $(INSTALLED)
 	@$(call install_extra,serve-checks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve tests/report -m page
 
+# The documentation in site/. Any warning, such as a link that leads nowhere, is an error. Nothing is loaded from elsewhere.
+$(DOCS): $(INSTALLED)
+	@$(call install_extra,docs)
+	@touch $@
+
+docs docs-serve check-docs: export NO_MKDOCS_2_WARNING := 1
+
+docs: $(DOCS)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+# Strictly built, and nothing in it that is asked for from elsewhere.
+check-docs: $(DOCS)
+	$(BIN)/python -m pytest tests/test_site.py -m "site or not site"
+
+docs-serve: $(DOCS)
+	$(BIN)/python -m mkdocs serve
+
 bench-tokens: $(INSTALLED)
 	$(BIN)/python -m benchmarks.token_importance --workers 2
 
@@ -147,5 +167,5 @@ check-wheel: wheel $(INSTALLED)
 	$(BIN)/python .ci/check_wheel.py dist
 
 clean:
-	rm -rf .venv .oldest .wheel build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .oldest .wheel build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests recipes benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

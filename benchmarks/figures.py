@@ -280,18 +280,24 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def front() -> str:
-    """Tables of README.md."""
+    """The table of README.md."""
     return "\n".join(
         [
             "SmolLM2-135M-Instruct, raw WikiText-2 test, 64 chunks of 1,024 tokens, the last 256 positions of each scored, layer 0",
             "dense, predictors trained on other text (the articles and manual pages that come with the package). Δ is the rise of the",
             "loss over dense attention, in nats a token:\n",
             methods_table({**rows("butler-v1"), **rows("main")}),
+        ]
+    )
+
+
+def selection() -> str:
+    """Tables of benchmarks/README.md beside that of README.md: other lengths and texts, bytes, another model."""
+    return "\n".join(
+        [
             elsewhere_table(),
-            "Bytes at 1/8 against dense (all selecting methods of the first table keep the state it shows):\n",
+            "Bytes at 1/8 against dense:\n",
             bytes_table(),
-            "Settings of the rule, on the chunks of the first table:\n",
-            settings_table(),
             "Gemma 3 270M (4-bit weights), whose layers attend over the whole context in 3 of 18, on the same text:\n",
             methods_table(rows("gemma")),
         ]
@@ -341,9 +347,8 @@ def pages() -> dict[Path, str]:
         HERE / "token_importance" / "README.md": filled("token_importance", token_tables()),
         HERE / "serving" / "README.md": filled("serving", {mark: make() for mark, make in SERVING_TABLES.items()}),
         HERE / "activation_sparsity" / "README.md": filled("activation_sparsity", activation_tables()),
-        bench_page: written(
-            written(written(bench_page.read_text(encoding="utf-8"), "paper", bench()), "generation", generation()), "speed", speed_all()
-        ),
+        bench_page: filled("", {"selection": selection(), "settings": settings_table(), "paper": bench(), "generation": generation(),
+                                "speed": speed_all()}),  # fmt: skip
     }
 
 

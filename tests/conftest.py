@@ -41,8 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-    # The README's commands take as long as half of the rest, and would be waited for at the end.
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    # The commands of the pages take as long as half of the rest, and would be waited for at the end.
+    items.sort(key=lambda item: item.path.name != "test_documents.py")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from .errors import ConfigError
@@ -24,7 +25,7 @@ class Registry(Generic[M]):
     Parameters
     ----------
     package : str
-        Its modules are all imported before methods are looked up.
+        Its modules are all imported before methods are looked up, and so are the entry points of that group which other packages bring.
     option : str
         How a method is asked for on the command line, for messages.
     """
@@ -32,6 +33,7 @@ class Registry(Generic[M]):
     def __init__(self, package: str, option: str) -> None:
         self.package, self.option = package, option
         self._methods: dict[str, type[M]] = {}
+        self._brought = False
 
     def register(self, name: str) -> Callable[[type[One]], type[One]]:
         """Class decorator: make a method known under `name`."""
@@ -46,11 +48,31 @@ class Registry(Generic[M]):
         return add
 
     def methods(self) -> dict[str, type[M]]:
-        """All methods by name; every module of the package is imported to find them."""
+        """All methods by name; every module of the package is imported to find them.
+
+        Raises
+        ------
+        ConfigError
+            If a plug-in cannot be loaded.
+        """
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+        if not self._brought:
+            self._load_plug_ins()
+            self._brought = True
         return dict(sorted(self._methods.items()))
+
+    def _load_plug_ins(self) -> None:
+        for entry in entry_points(group=self.package):
+            try:
+                entry.load()
+            except Exception as error:  # code of others may raise anything
+                source = entry.dist.name if entry.dist else "an unknown package"
+                raise ConfigError(
+                    f"the plug-in {entry.name!r} of {source} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}; "
+                    f"mend it, or run: pip uninstall {source}"
+                ) from error
 
     def method(self, name: str) -> type[M]:
         """The method called `name`.
