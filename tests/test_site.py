@@ -52,12 +52,6 @@ def test_tables_of_a_page_can_be_filled(page):
     assert len(rows) >= 3 * text.count("<!-- made:") - 2 * text.count("made: settings")
 
 
-def test_what_a_verb_is_needed_for_is_left_out_without_it():
-    page = "before\n<!-- if {} -->\nit\n<!-- /if -->\nbehind\n"
-    assert fill.present(page.format("info")) == "before\nit\nbehind\n"
-    assert fill.present(page.format("nosuchverb")) == "before\nbehind\n"
-
-
 @pytest.mark.parametrize("request_", ["nothing", "loss no-such-method", "tasks foresight no-such-method", "speed no-such-method"])
 def test_a_table_of_something_unknown_is_an_error(request_):
     with pytest.raises(ValueError, match="no-such-method|nothing"):

@@ -6,8 +6,6 @@ import re
 
 from docs.hooks import measured, methods
 
-from sparsight.cli.main import VERBS
-
 MADE = {
     "settings": methods.settings,
     "loss": measured.loss,
@@ -22,12 +20,6 @@ MADE = {
     "activation-speed": measured.activation_speed,
 }
 MARK = re.compile(r"^<!-- made: (.*?) -->$", re.M)
-CONDITION = re.compile(r"^<!-- if (\w+) -->\n(.*?)^<!-- /if -->\n", re.M | re.S)
-
-
-def present(markdown: str) -> str:
-    """A page without what stands between `<!-- if VERB -->` and `<!-- /if -->` where this version has no such verb."""
-    return CONDITION.sub(lambda part: part[2] if part[1] in VERBS else "", markdown)
 
 
 def filled(markdown: str) -> str:

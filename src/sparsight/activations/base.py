@@ -119,13 +119,16 @@ class ActivationMethod(nn.Module):
     ----------
     target : float
         Share that was asked for when it was calibrated, from the artifact.
+    artifact : Artifact
+        Of a method that was saved or read: where it stands, and what it was made from.
+    training_shingles : (hashes,) uint64 or None
+        Of the text that it was made from.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
     artifact: Artifact
     training_shingles: np.ndarray | None
-    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
 
     learned: ClassVar[bool] = True
     cascaded: ClassVar[bool] = True

@@ -122,13 +122,19 @@ class UnitMethod(nn.Module):
     config : Config
         The method's settings.
     geometry : UnitGeometry
+
+    Attributes
+    ----------
+    artifact : Artifact
+        Of a method that was saved or read: where it stands, and what it was made from.
+    training_shingles : (hashes,) uint64 or None
+        Of the text that it was made from.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
     artifact: Artifact
     training_shingles: np.ndarray | None
-    """Of a method that was saved or read: what it was made from, and the hashes of that text."""
 
     learned: ClassVar[bool] = False
     """Whether the method has weights that come from an artifact."""
