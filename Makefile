@@ -39,7 +39,7 @@ typing: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m typing tests/test_typing.py
 
 # The oldest transformers in an environment of its own, which takes everything else from .venv: nothing large is installed twice.
-# What does not touch transformers is not run again, nor are the README's commands.
+# What does not touch transformers is not run again, nor are the commands of the pages.
 $(OLDEST): $(INSTALLED) requirements-oldest.txt
 	rm -rf .oldest
 	$(BIN)/python -m venv --without-pip .oldest

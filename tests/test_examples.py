@@ -1,7 +1,5 @@
 """The scripts of examples/ run, and the method that the guide adds passes the tests of all methods."""
 
-import importlib
-import os
 import re
 import runpy
 import shutil
@@ -11,9 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.test_documents import needs_weights, notes
-
-from sparsight.errors import ConfigError
-from sparsight.registry import Registry
+from tests.test_plug_ins import plug_in, with_package
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -27,21 +23,6 @@ def test_every_example_is_short_and_shown():
     assert len((EXAMPLES / "key_norm.py").read_text(encoding="utf-8").splitlines()) <= 50
 
 
-def with_package(folder: Path, files: dict[str, str]) -> dict[str, str]:
-    """The environment of a process for which `folder` is an installed package with these files."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
-    return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def plug_in(value: str) -> dict[str, str]:
-    return {
-        "example-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: example\nVersion: 1.0\n",
-        "example-1.0.dist-info/entry_points.txt": f"[sparsight.tokens]\nkey-norm = {value}\n",
-    }
-
-
 def test_the_method_of_the_guide_passes_the_tests_of_all_methods(tmp_path):
     """As a plug-in of another package: nothing of this one is touched."""
     environment = with_package(tmp_path, plug_in("key_norm"))
@@ -52,16 +33,6 @@ def test_the_method_of_the_guide_passes_the_tests_of_all_methods(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 8
-
-
-@pytest.mark.parametrize(("value", "cause"), [("no_such_module", "ModuleNotFoundError"), ("broken_plug_in", "ZeroDivisionError")])
-def test_a_plug_in_that_cannot_be_loaded_is_one_line_that_names_it(value, cause, tmp_path, monkeypatch):
-    with_package(tmp_path, {**plug_in(value), "broken_plug_in.py": "1 / 0\n"})
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    with pytest.raises(ConfigError, match=f"the plug-in 'key-norm' of example .*{cause}.*pip uninstall example") as caught:
-        Registry("sparsight.tokens", "--select").methods()
-    assert "\n" not in str(caught.value)
 
 
 @needs_weights

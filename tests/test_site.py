@@ -90,12 +90,6 @@ def test_links_lead_to_files(page):
             assert path.exists() or path in made, target
 
 
-def test_the_changelog_is_shown_if_there_is_one(tmp_path):
-    assert "Nothing has been released yet" in pages.changelog(tmp_path / "CHANGELOG.md")
-    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.0\n")
-    assert "## 1.0" in pages.changelog(tmp_path / "CHANGELOG.md")
-
-
 @pytest.mark.site
 def test_the_site_builds_without_warnings_and_asks_for_nothing_from_elsewhere(tmp_path):
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]

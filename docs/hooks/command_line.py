@@ -38,6 +38,8 @@ def section(verb: str, parser: argparse.ArgumentParser, help_text: str, level: i
     rows = [row(parser, action) for action in parser._actions if action.dest != "help" and action not in nested]
     if rows:
         parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))
+    if parser.epilog:
+        parts.append(f"```text\n{parser.epilog.strip()}\n```")
     for action in nested:
         short = {choice.dest: choice.help for choice in action._choices_actions}
         parts += [section(f"{verb} {name}", below, short.get(name, ""), level + 1) for name, below in action.choices.items()]

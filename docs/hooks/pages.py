@@ -16,7 +16,7 @@ def made() -> dict[str, str]:
     found = {
         "reference/cli.md": command_line.page(),
         "methods/index.md": methods.overview(),
-        "changelog.md": changelog(ROOT / "CHANGELOG.md"),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "reference/python/sparsight.md": "# sparsight\n\n::: sparsight\n",
     }
     for module in MODULES:
@@ -29,11 +29,6 @@ def made() -> dict[str, str]:
 def benchmark(path: Path) -> str:
     """A benchmark's page: its links hold as they are, but for the front page, which is another one here."""
     return path.read_text(encoding="utf-8").replace("](../README.md", "](../index.md").replace("](../../README.md", "](../../index.md")
-
-
-def changelog(path: Path) -> str:
-    """The changelog, or that there is none yet."""
-    return path.read_text(encoding="utf-8") if path.exists() else "# Changelog\n\nNothing has been released yet.\n"
 
 
 def pictures() -> dict[str, Path]:
