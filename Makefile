@@ -33,7 +33,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# mypy over the package, then over a script that uses it as an installed one; one cache, so that PyTorch is read once.
+# mypy over the package, then over a script that uses it as an installed one.
 typing: $(INSTALLED)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q -m typing tests/test_typing.py

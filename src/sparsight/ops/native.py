@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache, lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -24,10 +25,9 @@ _BANDWIDTH_TRIES = 3
 def library() -> ModuleType | None:
     """The extension module, or None where the package was installed without it."""
     try:
-        from .. import _native
+        return import_module("sparsight._native")
     except ImportError:
         return None
-    return _native
 
 
 def need_library() -> ModuleType:
