@@ -8,7 +8,8 @@ KVPRESS := .kvpress/.installed
 WHEEL := .wheel/.installed
 DOCS := .venv/.installed-docs
 
-PARALLEL ?= -n 2 --dist loadfile
+# Files in the order of conftest.py: the longest first, not last and alone.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

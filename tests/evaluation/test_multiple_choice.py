@@ -215,7 +215,7 @@ def test_settings_out_of_range_are_refused(settings, message, folder):
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"need lm-evaluation-harness .*; install sparsight\[tasks\]"):
+    with pytest.raises(ConfigError, match=r"need lm-evaluation-harness .*; install sparsight\[eval\]"):
         multiple_choice(Recorder(), Letters(), CONTEXT, ["piqa"], data=folder)
 
 

@@ -139,7 +139,8 @@ def test_a_row_of_a_batch_is_the_row_alone(name, settings, tiny):
     logits = torch.stack(logits[1:], dim=1)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         alone, _, _ = step_through(tiny, Plan(evictor, plan.budgets[i]), row[None], length)
-        torch.testing.assert_close(logits[i : i + 1], alone, atol=3e-4, rtol=1e-3)
+        # A number between two codes of four bits goes to either by the last bit of a product, which depends on the batch and the processor.
+        torch.testing.assert_close(logits[i : i + 1], alone, atol=3e-3 if "kv_dtype" in settings else 3e-4, rtol=1e-3)
 
 
 def test_several_tokens_behind_a_prompt_see_what_is_left_and_each_other(tiny):
