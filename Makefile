@@ -98,9 +98,10 @@ docs: $(DOCS)
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-# Strictly built, and nothing in it that is asked for from elsewhere.
+# Strictly built, nothing in it that is asked for from elsewhere, and every command and example of every page.
 check-docs: $(DOCS)
 	$(BIN)/python -m pytest tests/test_site.py -m "site or not site"
+	$(BIN)/python -m pytest tests/test_documents.py tests/test_examples.py -m "slow or not slow" -k "not test_slow_commands"
 
 docs-serve: $(DOCS)
 	$(BIN)/python -m mkdocs serve

@@ -15,6 +15,8 @@ from sparsight.cli.main import VERBS, build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FIRST = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+"""Their commands run in `make test`, those of the others in `make check-docs`."""
 FENCE = re.compile(r"^```(\w*)(?: (\w+))?\n(.*?)^```$", re.M | re.S)
 MARKS = {"bash": {"", "slow", "server"}, "python": {"", "client", "shown"}, "text": {""}, "toml": {""}, "": {""}}
 NEEDED = set(VERBS) - {"demo"}
@@ -94,10 +96,13 @@ def test_commands_that_are_only_shown_can_be_parsed():
                 parser.parse_args(shlex.split(line, comments=True)[1:])
 
 
-def test_commands_and_examples_run_in_the_order_of_their_page(tmp_path):
-    """The first as a user's shell would, the others in one process: to load PyTorch for each takes as long as what they do."""
+def commands_of(pages: list[Path], tmp_path: Path) -> list[tuple[Path, str, str]]:
+    """Folder, kind and output of every command and example of pages, each of which must succeed and print something.
+
+    The first runs as a user's shell would run it, the others in one process: to load PyTorch for each takes as long as what they do.
+    """
     steps = []
-    for number, page in enumerate(PAGES):
+    for number, page in enumerate(pages):
         # Long enough to choose from, short enough for dozens of commands; training wants a little more.
         folder = notes(tmp_path / str(number), 1200 if page.stem == "train" else 620)
         for language, mark, content in blocks(page):
@@ -109,11 +114,23 @@ def test_commands_and_examples_run_in_the_order_of_their_page(tmp_path):
     assert kind == "shell" and run([sys.executable, "-m", "sparsight", *first], folder).strip()
     outcome = in_one_process(steps)
     for (folder, _, content, _), (code, output, errors) in zip(steps, outcome, strict=True):
-        page = PAGES[int(folder.name)].relative_to(ROOT)
+        page = pages[int(folder.name)].relative_to(ROOT)
         assert code == 0 and output.strip(), f"{page}: {content}: {errors}"
+    return [(folder, kind, output) for (folder, kind, *_), (_, output, _) in zip(steps, outcome, strict=True)]
+
+
+def test_commands_and_examples_of_the_first_pages_run_in_their_order(tmp_path):
+    printed = commands_of(FIRST, tmp_path)
     assert json.loads((tmp_path / "0" / "results.json").read_text())["rows"]
-    (example,) = [output for (folder, kind, *_), (_, output, _) in zip(steps, outcome, strict=True) if folder.name == "0" and kind == "python"]
+    assert (tmp_path / "1" / "report.html").stat().st_size > 20_000
+    (example,) = [output for folder, kind, output in printed if folder.name == "0" and kind == "python"]
     assert 0 < int(re.search(r"\((\d+)% of the cached tokens read\)", example)[1]) < 100
+
+
+@pytest.mark.slow
+def test_commands_and_examples_of_all_other_pages_run_in_their_order(tmp_path):
+    """Dozens, minutes on a small machine without bfloat16: run with `make check-docs`."""
+    assert len(commands_of([page for page in PAGES if page not in FIRST], tmp_path)) > 30
 
 
 @pytest.mark.slow

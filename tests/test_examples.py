@@ -36,7 +36,7 @@ def test_the_method_of_the_guide_passes_the_tests_of_all_methods(tmp_path):
 
 
 @needs_weights
-@pytest.mark.parametrize("name", ["generate", "compare", "calibrate"])
+@pytest.mark.parametrize("name", ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compare", "calibrate"))])
 def test_an_example_runs(name, tmp_path, capsys):
     notes(tmp_path)
     main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
