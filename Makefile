@@ -49,8 +49,9 @@ $(OLDEST): $(INSTALLED) requirements-oldest.txt
 	echo "import site; site.addsitedir('$$(site $(BIN)/python)')" > "$$(site .oldest/bin/python)/rest.pth"
 	@touch $@
 
-OLDEST_TESTS := tests/models tests/runtime tests/evaluation/test_scoring.py tests/training/test_loop.py tests/cli/test_generate.py tests/cli/test_chat.py \
-	tests/test_versions.py
+OLDEST_TESTS := tests/models tests/runtime/test_apply.py tests/runtime/test_cache.py tests/runtime/test_families.py tests/runtime/test_generate.py \
+	tests/runtime/test_conversation.py tests/runtime/test_window_cache.py tests/runtime/test_evict.py tests/runtime/units/test_apply.py \
+	tests/runtime/activations tests/evaluation/test_scoring.py tests/training/test_loop.py tests/cli/test_generate.py tests/test_versions.py
 
 test-oldest: $(OLDEST)
 	SPARSIGHT_EXPECT_TRANSFORMERS=$$(sed -n 's/^transformers==//p' requirements-oldest.txt) .oldest/bin/python -m pytest $(PARALLEL) $(OLDEST_TESTS)
