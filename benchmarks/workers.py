@@ -26,3 +26,8 @@ def run_workers(commands: Iterable[Sequence[str]]) -> None:
             worker.kill()
     if any(codes):
         raise SparsightError("a worker failed, see above; what is done stays, so run this again")
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """Number and count of a shard from `I/N`; all of it without one."""
+    return tuple(map(int, text.split("/"))) if text else (0, 1)

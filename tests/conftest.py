@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.browser import chromium
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.models import ALIASES, Anatomy, LoadedModel, load
@@ -41,8 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-    # The commands of the pages take as long as half of the rest, and would be waited for at the end.
+    # The commands of the pages take a minute in one test, and would be waited for at the end.
     items.sort(key=lambda item: item.path.name != "test_documents.py")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of pages."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.workers import run_workers
+from benchmarks.workers import run_workers, shard_of
 from sparsight.activations.pretrained import from_pretrained
 from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
@@ -134,7 +134,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
         print(f"{experiment.name}: {done}/{total} {time.monotonic() - started:.0f} s {note}", file=sys.stderr, flush=True)
 
     cuts = {name: from_pretrained(folder, loaded) for name, folder in folders.items()}
-    shard = tuple(map(int, args.shard.split("/"))) if args.shard else (0, 1)
+    shard = shard_of(args.shard)
     if experiment.tasks:
         if not out.exists() and not _tasks(experiment, loaded, cuts, out, args.data / "multiple_choice", shard, progress):
             return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.browser import chromium
 from sparsight.artifacts import write_atomically
-from sparsight.errors import ConfigError, SparsightError
+from sparsight.errors import SparsightError
 from sparsight.report.comparisons import compare
 from sparsight.report.results import read_results
 from sparsight.report.writing import write_report
@@ -68,15 +68,9 @@ def measure(folder: Path, times: int) -> dict[str, Any]:
 
 def open_page(page: Path, times: int) -> dict[str, Any]:
     """Milliseconds until a page is loaded, its scripts have run and it has been painted; and what it asked for."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if chromium is None:
-        raise ConfigError("Chromium is not installed; on Debian: apt-get install chromium")
     asked: set[str] = set()
     opened: dict[str, Any] = {}
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         for width in WIDTHS:
             taken = []
             for _ in range(times):
@@ -92,7 +86,6 @@ def open_page(page: Path, times: int) -> dict[str, Any]:
             middle, slowest = round(statistics.median(taken)), round(max(taken))
             opened[str(width)] = {"median_ms": middle, "slowest_ms": slowest, "beyond_the_edge_px": max(0, over)}
         opened["chromium"] = browser.version
-        browser.close()
     requests = [url for url in asked if not url.startswith(("data:", page.as_uri()))]
     return {"opened": opened, "requests_to_others": len(requests), "times": times}
 

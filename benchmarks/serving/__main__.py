@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -24,8 +23,10 @@ import httpx2 as httpx
 import torch
 from rich.console import Console
 
+from benchmarks.browser import chromium
 from sparsight.artifacts import write_atomically
 from sparsight.cli.progress import bar
+from sparsight.errors import SparsightError
 from sparsight.models import LoadedModel, load
 from sparsight.runtime import Budget, Plan, generate, kept_decoder
 from sparsight.tokens.pretrained import resolve
@@ -177,13 +178,8 @@ def reading(loaded: LoadedModel, update: Callable[[int, int], None]) -> dict[str
 
 def page(loaded: LoadedModel, update: Callable[[int, int], None]) -> dict[str, Any]:
     """Milliseconds from pointing at a token until what it read is on the screen, in headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is None:
-        raise SystemExit("error: Chromium is not installed; on Debian: apt-get install chromium")
     rows = []
-    with serving(["--model", MODEL, "--threads", str(THREADS), "--select", "foresight"]) as server, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with serving(["--model", MODEL, "--threads", str(THREADS), "--select", "foresight"]) as server, chromium() as browser:
         shown = browser.new_page()
         shown.goto(server.url)
         shown.wait_for_selector('body[data-state="ready"]')
@@ -199,7 +195,6 @@ def page(loaded: LoadedModel, update: Callable[[int, int], None]) -> dict[str, A
                 times.append(float(shown.get_attribute("body", "data-milliseconds")))
             rows.append({"side": side, "ms": statistics.median(times), "first_ms": times[0], "slowest_ms": max(times)})
             update(at + 1, 2)
-        browser.close()
     return {"rows": rows, "context": READING_TOKENS}
 
 
@@ -235,4 +230,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except SparsightError as error:
+        raise SystemExit(f"error: {error}") from None

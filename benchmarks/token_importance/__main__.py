@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.token_importance.configuration import Configuration, read_configurations
-from benchmarks.workers import run_workers
+from benchmarks.workers import run_workers, shard_of
 from sparsight.artifacts import write_atomically
 from sparsight.errors import SparsightError, TextError
 from sparsight.evaluation import Protocol, evaluate
@@ -59,7 +59,7 @@ def main() -> int:
 def run(configuration: Configuration, args: argparse.Namespace) -> None:
     """One table."""
     started = time.monotonic()
-    shard = tuple(map(int, args.shard.split("/"))) if args.shard else None
+    shard = shard_of(args.shard)
 
     def progress(done: int, total: int, note: str) -> None:
         print(f"{configuration.name}: {done}/{total} {time.monotonic() - started:.0f} s {note}", file=sys.stderr, flush=True)

@@ -67,24 +67,17 @@ def memory() -> Memory:
     return Memory(total, available, min(limits, default=None))
 
 
-def control_groups(own: Path | None = None, root: Path | None = None) -> list[Path]:
-    """Folders of the control groups (version 2) around this process, the innermost first.
-
-    Parameters
-    ----------
-    own, root : Path, optional
-        The file that names the process's group, and the folder of all groups; those of this system by default.
-    """
-    own, root = own or OWN_CGROUP, root or CGROUPS
+def control_groups() -> list[Path]:
+    """Folders of the control groups (version 2) around this process, the innermost first."""
     try:
-        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = OWN_CGROUP.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     name = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
     if name is None:
         return []
-    group = root / name.strip("/")
-    return [place for place in (group, *group.parents) if place == root or root in place.parents]
+    group = CGROUPS / name.strip("/")
+    return [place for place in (group, *group.parents) if place == CGROUPS or CGROUPS in place.parents]
 
 
 def _quota(group: Path) -> float | None:

@@ -14,20 +14,7 @@ from sparsight.cli.main import main
 
 pytestmark = pytest.mark.page
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 EVIL = "</script><img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, "Chromium is not installed; on Debian: apt-get install chromium"
-    with sync_playwright() as driver:
-        # Without its sandbox, which root cannot use; it sees no page but ours.
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from sparsight import machine
 from sparsight.errors import ConfigError
 from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime import Budget, Plan, generate, memory
@@ -77,8 +78,8 @@ def test_exactly_enough_is_enough_and_what_is_held_counts(stories, monkeypatch):
 def groups(tmp_path, monkeypatch):
     """Writes a control group's files and says that this process is in `pods/mine`."""
     (tmp_path / "self").write_text("9:name=systemd:/\n0::/pods/mine\n")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "self")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "self")
 
     def write(name: str, limit: str, used: int, inactive: int = 0) -> None:
         folder = tmp_path / "groups" / name
@@ -105,7 +106,7 @@ def test_the_tightest_control_group_limits_what_is_free(groups):
 
 def test_without_control_groups_it_is_what_the_system_has(groups, monkeypatch, tmp_path):
     assert available_bytes(torch.device("cpu")) > 10**6
-    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "missing")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "missing")
     assert available_bytes(torch.device("cpu")) > 10**6
 
 

@@ -4,7 +4,6 @@ Run by `make check-page`. Pictures of it are kept where SPARSIGHT_SCREENSHOTS sa
 """
 
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -13,20 +12,7 @@ import pytest
 pytestmark = pytest.mark.page
 
 PROMPT = "Once upon a time there was a girl called Lily. She had a red ball and a big dog. One day she went out. " * 3
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 READY, BUSY = 'body[data-state="ready"]', 'body[data-state="running"]'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, "Chromium is not installed; on Debian: apt-get install chromium"
-    with sync_playwright() as driver:
-        # Without its sandbox, which root cannot use; it sees no page but ours.
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

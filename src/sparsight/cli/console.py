@@ -14,6 +14,11 @@ PLAIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 
 
+def one_line(message: str) -> str:
+    """A message as one line that can be printed, whatever it holds."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+
+
 def output() -> Console:
     """A console on standard output that leaves text as it is: no highlighting, no markup, no emoji codes."""
     from rich.console import Console

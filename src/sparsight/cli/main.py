@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ..errors import ConfigError, SparsightError
+from .console import one_line
 
 VERBS = ("trace", "train", "calibrate", "evaluate", "bench", "generate", "chat", "serve", "demo", "info", "report", "doctor")
 OK, FAULT, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -101,9 +102,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _say(message: str, code: int) -> int:
     """Print one line on standard error, whatever the message holds, and return `code`."""
-    line = " ".join(f"sparsight: {message}".split())
     try:
-        sys.stderr.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
+        sys.stderr.write(one_line(f"sparsight: {message}") + "\n")
         sys.stderr.flush()
     except OSError:
         pass

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from ..report.html_page import require_jinja
     from ..report.results import read_results
     from ..report.writing import check_out, write_report
-    from .console import output
+    from .console import one_line, output
     from .progress import bar
 
     require_jinja()
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not results and len(left_out) == 1:
         raise ConfigError(f"nothing to report: {left_out[0].file} {left_out[0].reason}")
     for one in left_out:
-        line = " ".join(f"sparsight: left out {one.file}: {one.reason}".split())
-        sys.stderr.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
+        sys.stderr.write(one_line(f"sparsight: left out {one.file}: {one.reason}") + "\n")
     if not results:
         raise ConfigError(f"nothing to report: none of {len(left_out)} files is a result; see the lines above")
     with bar("drawing") as update:

@@ -100,14 +100,15 @@ class RecallProbe:
         add_by_head(self.by_head, "all", str(seen.layer), (truth * selectable).sum(dim=(0, 2, 3)).tolist())
         dense = self._some_outputs(rows, values, rows.visible.expand(-1, seen.keys.shape[1], -1, -1))
         for (name, label), keep in chosen.items():
-            self._mass(name, label, keep & selectable, chosen["oracle", label] & selectable, truth, selectable)
-            add_by_head(self.by_head, f"{name}|{label}", str(seen.layer), (truth * (keep & selectable)).sum(dim=(0, 2, 3)).tolist())
+            self._mass(seen.layer, name, label, keep & selectable, chosen["oracle", label] & selectable, truth, selectable)
             relative = (self._some_outputs(rows, values, keep) - dense).norm(dim=-1) / dense.norm(dim=-1).clamp_min(1e-12)
             self.sums[f"{name}|{label}|error"] += float(relative.sum())
             self.sums[f"{name}|{label}|outputs"] += relative.numel()
 
-    def _mass(self, name, budget, keep, best, truth, selectable) -> None:
-        self.sums[f"{name}|{budget}|mass"] += float((truth * keep).sum())
+    def _mass(self, layer, name, budget, keep, best, truth, selectable) -> None:
+        kept = truth * keep
+        add_by_head(self.by_head, f"{name}|{budget}", str(layer), kept.sum(dim=(0, 2, 3)).tolist())
+        self.sums[f"{name}|{budget}|mass"] += float(kept.sum())
         self.sums[f"{name}|{budget}|available"] += float((truth * selectable).sum())
         self.sums[f"{name}|{budget}|common"] += float((keep & best).sum())
         self.sums[f"{name}|{budget}|chosen"] += float(best.sum())

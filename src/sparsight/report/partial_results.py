@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,19 +97,11 @@ def _results(source: Source, rows: list[dict[str, Any]]) -> list[Result]:
         check_configuration(kind, stated)
     settings = settings_of(kind, stated) if stated else _unknown(source)
     points = [_point(key, kind, source, rows) for key in rows[0]["nll"]]
-    return [
-        Result(
-            kind,
-            stated.get("model", "unknown model"),
-            settings,
-            tuple(points),
-            _state(len(rows), stated.get("chunks"), "chunks"),
-        )
-    ]
+    return [_result(kind, stated, settings, points, len(rows), "chunks")]
 
 
 def _point(key: str, kind: str, source: Source, rows: list[dict[str, Any]]) -> Point:
-    name, _, budget = (key, "", "") if kind == ACTIVATIONS or "|" not in key else key.rpartition("|")
+    name, budget = (key, "") if kind == ACTIVATIONS else _split(key)
     known = all("cluster" in row for row in rows)
     clusters = [row["cluster"] if known else str(i) for i, row in enumerate(rows)]
     value, ends = clustered_mean([row["nll"][key] - row["nll"][DENSE] for row in rows], clusters)
@@ -143,7 +135,7 @@ def _items(source: Source, rows: list[dict[str, Any]]) -> list[Result]:
         points = []
         for key in here[0]:
             right = sum(all(did[key]["answers"]) for did in here)
-            name, _, budget = key.rpartition("|") if "|" in key else (key, "", "")
+            name, budget = _split(key)
             shares = [did[key].get("share_read") for did in here]
             figures = {"share_read": None if None in shares else fmean(shares), "items": len(here)}
             ends: Interval | None = wilson_interval(right, len(here))
@@ -162,16 +154,14 @@ def _items(source: Source, rows: list[dict[str, Any]]) -> list[Result]:
                 )
             )
         settings = long_settings(stated, task, length) if stated else (("task", task), *_unknown(source))
-        results.append(
-            Result(
-                TASKS,
-                stated.get("model", "unknown model"),
-                settings,
-                tuple(points),
-                _state(len(rows), stated.get("items"), "items"),
-            )
-        )
+        results.append(_result(TASKS, stated, settings, points, len(rows), "items"))
     return results
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Method and budget of `METHOD|BUDGET`; no budget where there is none."""
+    name, bar, budget = key.rpartition("|")
+    return (name, budget) if bar else (key, "")
 
 
 def _unknown(source: Source) -> tuple[tuple[str, str], ...]:
@@ -181,5 +171,9 @@ def _unknown(source: Source) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _state(done: int, wanted: Any, what: str) -> str:
-    return f"{done:,} of {wanted:,} {what}" if isinstance(wanted, int) else f"{done:,} {what}, of an unknown number"
+def _result(
+    kind: str, stated: Mapping[str, Any], settings: tuple[tuple[str, str], ...], points: list[Point], done: int, what: str
+) -> Result:
+    wanted = stated.get(what)
+    state = f"{done:,} of {wanted:,} {what}" if isinstance(wanted, int) else f"{done:,} {what}, of an unknown number"
+    return Result(kind, stated.get("model", "unknown model"), settings, tuple(points), state)

@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..errors import ConfigError
-from ..machine import CGROUPS, OWN_CGROUP, control_groups
+from ..machine import control_groups
 from ..models import LoadedModel
 from .plan import Plan
 
@@ -90,7 +90,7 @@ def available_bytes(device: torch.device) -> int:
 
 def _cgroup_bytes() -> int | None:
     """Bytes left under the tightest limit of the control groups around this process; None without a limit."""
-    left = [_left_in(place) for place in control_groups(OWN_CGROUP, CGROUPS)]
+    left = [_left_in(place) for place in control_groups()]
     return min((bytes_left for bytes_left in left if bytes_left is not None), default=None)
 
 
