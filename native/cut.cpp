@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "half.h"
+
 namespace sparsight {
 
 namespace {
@@ -10,14 +12,20 @@ namespace {
 constexpr int TOGETHER = 32;  // rows of the matrix that all rows of the batch use before the next are read
 
 // A place is advanced by what a comparison gives: a jump that is taken at random costs more than the store.
+template <bool OWN_CENTRE, bool OWN_THRESHOLD>
 int leave(const Cutting& cut, const float* x, int inputs, int32_t* index, float* values) {
   int n = 0;
   for (int i = 0; i < inputs; i++) {
-    const float distance = x[i] - cut.centre[i];
+    const float distance = x[i] - (OWN_CENTRE ? bf16_to_float(cut.centre.own[i]) : cut.centre.one);
     index[n] = i, values[n] = distance;
-    n += !(std::fabs(distance) <= cut.threshold[i]);
+    n += !(std::fabs(distance) <= (OWN_THRESHOLD ? bf16_to_float(cut.threshold.own[i]) : cut.threshold.one));
   }
   return n;
+}
+
+int leave(const Cutting& cut, const float* x, int inputs, int32_t* index, float* values) {
+  if (cut.centre.own) return (cut.threshold.own ? leave<true, true> : leave<true, false>)(cut, x, inputs, index, values);
+  return (cut.threshold.own ? leave<false, true> : leave<false, false>)(cut, x, inputs, index, values);
 }
 
 }  // namespace

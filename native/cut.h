@@ -26,10 +26,17 @@ inline size_t columns_stride(int format, int outputs) {
   return (size_t)outputs * (format == F32 ? 4 : 2);
 }
 
+// A number for each input in bfloat16, or one for all: what is not there is not read.
+struct PerInput {
+  const uint16_t* own = nullptr;  // (inputs)
+  float one = 0;
+};
+
 // y = folded + sum over the inputs with |x - centre| > threshold of (x - centre) times their rows.
 struct Cutting {
-  const float *centre = nullptr, *threshold = nullptr;  // (inputs); no threshold: nothing is cut
-  const float* folded = nullptr;                        // (outputs): bias, and what the centres give; null for zeros
+  bool cuts = false;
+  PerInput centre, threshold;
+  const float* folded = nullptr;  // (outputs): bias, and what the centres give; null for zeros
 };
 
 struct Activations {

@@ -210,7 +210,7 @@ class Step {
   const LayerUnits* units(int b, int l) const { return a.units.empty() || !a.units[b] ? nullptr : &a.units[b]->layers[l]; }
   bool skips_heads(int b, int l) const { return units(b, l) && units(b, l)->heads != EVERYTHING; }
   bool skips_neurons(int b, int l) const { return units(b, l) && units(b, l)->neurons != EVERYTHING; }
-  bool cuts(int l, int part) const { return a.activations && a.activations->layers[l][part].threshold; }
+  bool cuts(int l, int part) const { return a.activations && a.activations->layers[l][part].cuts; }
   size_t row_width() const { return (size_t)(z.hidden + ROW_PAD - 1) / ROW_PAD * ROW_PAD; }
   const Pieces* pieces(int l) const { return any_selects && a.selection->layers[l].selects ? &a.selection->layers[l] : nullptr; }
 

@@ -27,6 +27,7 @@ namespace {
 
 using Bytes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Words = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
@@ -95,6 +96,30 @@ const float* floats(nb::handle object, size_t n, const std::string& what) {
   need(found.shape(0) == n, what + " must have " + text(n) + " values, got " + text(found.shape(0)));
   need(aligned(found.data(), sizeof(float)), what + " must be aligned");
   return found.data();
+}
+
+// One number, or `n` bfloat16 given by their bits.
+PerInput per_input(nb::handle object, size_t n, const std::string& what) {
+  PerInput found;
+  if (nb::isinstance<nb::float_>(object)) {
+    found.one = nb::cast<float>(object);
+    need(!std::isnan(found.one), what + " is not a number");
+    return found;
+  }
+  Halves own = array<Halves>(object, what);
+  need(own.shape(0) == n, what + " must have " + text(n) + " values, got " + text(own.shape(0)));
+  need(aligned(own.data(), sizeof(uint16_t)), what + " must be aligned");
+  for (size_t i = 0; i < n; i++) need(!std::isnan(bf16_to_float(own.data()[i])), what + " holds what is not a number");
+  found.own = own.data();
+  return found;
+}
+
+Cutting cutting(nb::handle centre, nb::handle threshold, size_t inputs) {
+  const Cutting cut{true, per_input(centre, inputs, "centre"), per_input(threshold, inputs, "threshold")};
+  bool finite = std::isfinite(cut.centre.one);
+  for (size_t i = 0; cut.centre.own && i < inputs; i++) finite = finite && std::isfinite(bf16_to_float(cut.centre.own[i]));
+  need(finite, "centres must be finite");
+  return cut;
 }
 
 struct PyModel {
@@ -435,15 +460,15 @@ struct PyActivations {
     const Columns& w = model.model.layers[i].columns[part];
     need(w.data != nullptr, "layer " + std::to_string(i) + " has no columns of this matrix");
     Cutting& c = activations.layers[i][part];
-    need(!c.threshold, "a matrix is cut once");
-    c.centre = floats(centre, w.inputs, "centre"), c.threshold = floats(threshold, w.inputs, "threshold");
-    for (int n = 0; n < w.inputs; n++) need(std::isfinite(c.centre[n]) && !std::isnan(c.threshold[n]), "centres must be finite, thresholds numbers");
-    if (!folded.is_none()) c.folded = floats(folded, w.outputs, "folded");
+    need(!c.cuts, "a matrix is cut once");
+    Cutting given = cutting(centre, threshold, w.inputs);
+    if (!folded.is_none()) given.folded = floats(folded, w.outputs, "folded");
+    c = given;
     held.push_back(centre), held.push_back(threshold), held.push_back(folded);
   }
 
   void check() const {
-    for (auto& layer : activations.layers) need(!layer[GATE_PART].threshold == !layer[UP_PART].threshold, "gate and up are cut both, or neither");
+    for (auto& layer : activations.layers) need(layer[GATE_PART].cuts == layer[UP_PART].cuts, "gate and up are cut both, or neither");
   }
 };
 
@@ -829,17 +854,18 @@ void some_rows(const std::string& name, Pool& pool, Bytes weight, int format, In
 }
 
 // Rows of x through a matrix of which only some columns are read; how many for each.
-std::vector<int> cut_columns(const std::string& name, Pool& pool, Bytes columns, int format, int outputs, Table x, Floats centre, Floats threshold,
-                             std::optional<Floats> folded, Floats out) {
+std::vector<int> cut_columns(const std::string& name, Pool& pool, Bytes columns, int format, int outputs, Table x, nb::object centre,
+                             nb::object threshold, std::optional<Floats> folded, Floats out) {
   const Kernels& k = level(name);
   need(format == F32 || format == BF16 || format == INT8, "columns are kept in float32, bfloat16 or int8");
   need(outputs >= 1 && outputs <= 1 << 28 && columns.ndim() == 2 && columns.shape(0) <= 1u << 28, "columns must be (inputs, bytes)");
   const Columns w{(const char*)columns.data(), format, (int)columns.shape(0), outputs, columns_stride(format, outputs)};
   need(columns.shape(1) == w.stride && (format == INT8 || aligned(columns.data(), format == F32 ? 4 : 2)), "columns must be (inputs, " + text(w.stride) + ") bytes, aligned");
   const size_t batch = x.shape(0);
-  need(x.shape(1) == (size_t)w.inputs && centre.shape(0) == (size_t)w.inputs && threshold.shape(0) == (size_t)w.inputs, "the vectors do not fit the inputs");
+  need(x.shape(1) == (size_t)w.inputs, "the rows do not fit the inputs");
   need(out.shape(0) == batch * outputs && (!folded || folded->shape(0) == (size_t)outputs), "the vectors do not fit the outputs");
-  const Cutting cut{centre.data(), threshold.data(), folded ? folded->data() : nullptr};
+  Cutting cut = cutting(centre, threshold, w.inputs);
+  cut.folded = folded ? folded->data() : nullptr;
   std::vector<const float*> from;
   std::vector<float*> to;
   for (size_t b = 0; b < batch; b++) from.push_back(x.data() + b * w.inputs), to.push_back(out.data() + b * outputs);

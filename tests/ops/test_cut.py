@@ -21,7 +21,7 @@ def case(outputs, inputs, rows=4, seed=0):
     generator = torch.Generator().manual_seed(seed + 1000 * outputs + inputs)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     weight, x, centre, folded = draw(outputs, inputs), draw(rows, inputs), draw(inputs) / 4, draw(outputs)
-    return weight, x, centre, draw(inputs).abs(), folded
+    return weight, x, centre.bfloat16().float(), draw(inputs).abs().bfloat16().float(), folded
 
 
 @native
@@ -30,10 +30,11 @@ def case(outputs, inputs, rows=4, seed=0):
 def test_the_kernel_gives_the_reference(at_level, outputs, inputs, format):
     weight, x, centre, threshold, folded = case(outputs, inputs)
     packed = pack_columns(weight, format)
+    cuts = [(centre, threshold), (centre[:1], threshold), (centre, threshold[:1]), (torch.zeros(1), torch.tensor([0.123456]))]
     for rows in (x, x[:1]):
-        for added in (None, folded):
-            found, read = cut_columns(rows, packed, outputs, format, centre, threshold, added, "cpu")
-            expected, wanted = cut_columns(rows, packed, outputs, format, centre, threshold, added, "reference")
+        for added, own in ((None, cuts[0]), *((folded, own) for own in cuts)):
+            found, read = cut_columns(rows, packed, outputs, format, *own, added, "cpu")
+            expected, wanted = cut_columns(rows, packed, outputs, format, *own, added, "reference")
             assert read == wanted
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 

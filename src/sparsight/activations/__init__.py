@@ -3,6 +3,7 @@
 from .base import (
     ATTENTION,
     FEED_FORWARD,
+    INPUTS,
     PARTS,
     ActivationGeometry,
     ActivationMethod,
@@ -17,6 +18,7 @@ from .base import (
 __all__ = [
     "ATTENTION",
     "FEED_FORWARD",
+    "INPUTS",
     "PARTS",
     "ActivationGeometry",
     "ActivationMethod",

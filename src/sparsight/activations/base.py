@@ -31,6 +31,8 @@ ATTENTION = ("query", "key", "value", "head_output")
 FEED_FORWARD = ("gate", "up", "down")
 PARTS = ATTENTION + FEED_FORWARD
 """The matrices of a layer, in the order in which a forward meets them."""
+INPUTS = (("query", "key", "value"), ("head_output",), ("gate", "up"), ("down",))
+"""Those that have the same inputs, together."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,15 @@ class Cut:
     Attributes
     ----------
     centre, threshold : (inputs,) or (1,) float32
-        A negative threshold keeps everything.
+        A negative threshold keeps everything. Where each input has its own, in the precision of bfloat16.
     """
 
     centre: Tensor
     threshold: Tensor
+
+    def kept(self) -> Cut:
+        """The same as it is kept, and read: in bfloat16 where each input has its own."""
+        return Cut(*(v if v.numel() == 1 else v.bfloat16().float() for v in (self.centre, self.threshold)))
 
     def keeps(self, x: Tensor) -> Tensor:
         """Which of `x` `(..., inputs)` are read for, bool; what is not a number is."""
@@ -153,7 +159,7 @@ class ActivationMethod(nn.Module):
 
     @property
     def allocation(self) -> str:
-        """How the share is spread over layers and matrices, "uniform", "block" or "loss"."""
+        """How the share is spread over layers and matrices, "uniform", "block" or "price"."""
         return "uniform"
 
     @property
@@ -191,7 +197,7 @@ class ActivationMethod(nn.Module):
         part : str
         weight : (outputs, inputs) float32
         importance : (outputs,) or None
-            Mean square of the gradient of the loss by each output, where `allocation` is "loss".
+            Mean square of the gradient of what the model says by each output, where the method's config has `worth` "loss".
         """
         return None
 
@@ -199,7 +205,7 @@ class ActivationMethod(nn.Module):
         """The cut of a matrix's inputs; None where all are read."""
         if self.guided or part not in self.parts:
             return None
-        return Cut(getattr(self, f"{part}_centre")[layer], getattr(self, f"{part}_threshold")[layer])
+        return Cut(getattr(self, f"{part}_centre")[layer], getattr(self, f"{part}_threshold")[layer]).kept()
 
     def gate_cut(self, layer: int) -> float | None:
         """Magnitude of the activated gate from above which a neuron's row of up and column of down are read; None where gates cut nothing."""
@@ -213,6 +219,27 @@ class ActivationMethod(nn.Module):
     def parameter_count(self) -> int:
         """Numbers that are kept."""
         return sum(buffer.numel() for buffer in self.buffers())
+
+    def state_bytes(self) -> int:
+        """Bytes that a step reads of thresholds, of centres that are not zero, and of what these give (float32, an output).
+
+        Centres that matrices of the same inputs share are read once.
+        """
+        found = 0
+        for layer in range(self.geometry.layers):
+            found += 4 if self.guided else 0
+            for together in INPUTS:
+                centres: list[Tensor] = []
+                for part in together:
+                    if (cut := self.cut(layer, part)) is None:
+                        continue
+                    found += _bytes(cut.threshold)
+                    if cut.centre.any():
+                        found += 4 * self.geometry.shape(part)[0]
+                        if not any(torch.equal(cut.centre, known) for known in centres):
+                            centres.append(cut.centre)
+                found += sum(map(_bytes, centres))
+        return found
 
 
 REGISTRY: Registry[ActivationMethod] = Registry(__package__, "--activations")
@@ -230,6 +257,10 @@ def create(name: str, geometry: ActivationGeometry, **settings: Any) -> Activati
         Fields of the method's config.
     """
     return method(name)(make_config(name, settings), geometry)
+
+
+def _bytes(values: Tensor) -> int:
+    return 4 if values.numel() == 1 else 2 * values.numel()
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:

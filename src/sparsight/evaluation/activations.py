@@ -150,15 +150,6 @@ def layer_shares(run: ActivationRun) -> dict[str, list[float]]:
     return {part: [round(run.share(i, part), 6) for i in range(geometry.layers)] for part in parts}
 
 
-def state_bytes(method: ActivationMethod) -> float:
-    """Bytes of centres and thresholds, and of what the centres give, that a step reads."""
-    folded = 0
-    for part in method.parts:
-        for i in range(method.geometry.layers):
-            folded += method.geometry.shape(part)[0] if bool(method.cut(i, part).centre.any()) else 0
-    return 4.0 * (method.parameter_count() + folded)
-
-
 def _row(loaded, name: str, method: ActivationMethod, measured, pieces, protocol: UnitProtocol, select) -> dict[str, Any]:
     """A row: method, target, true shares, perplexities with the 95 % interval of their ratio, bytes."""
     anatomy, geometry = loaded.anatomy, method.geometry
@@ -171,7 +162,7 @@ def _row(loaded, name: str, method: ActivationMethod, measured, pieces, protocol
     context = protocol.length - (protocol.scored - 1) / 2
     selector = Dense(Dense.Config(), Geometry.of(anatomy)) if select is None else select[0]
     bytes_dense = bytes_per_token(anatomy, selector, context if select is None else select[1].at(protocol.length), context)
-    saved = ELEMENT * sparsity * geometry.layers * sum(map(geometry.elements, geometry.parts)) - state_bytes(method)
+    saved = ELEMENT * sparsity * geometry.layers * sum(map(geometry.elements, geometry.parts)) - method.state_bytes()
     return {
         "activations": name,
         "method": method.name,

@@ -7,6 +7,7 @@ is, or in int8 in groups of 32 outputs with a float32 scale behind each.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +62,21 @@ def fold(weight: Tensor, bias: Tensor | None, centre: Tensor) -> Tensor | None:
     """What a matrix gives of the centres, `W c + b` `(outputs,)` float32; None where there is neither a centre nor a bias."""
     folded = None if bias is None else bias.detach().float()
     if centre.any():
-        given = weight.detach().float() @ centre
+        given = weight.detach().float() @ centre.expand(weight.shape[1])
         folded = given if folded is None else folded + given
     return folded
+
+
+def per_input(values: Tensor) -> float | np.ndarray:
+    """Numbers in the form that the native library takes: one for all inputs, or the bits of a bfloat16 for each.
+
+    Parameters
+    ----------
+    values : (1,) or (inputs,)
+    """
+    if values.numel() == 1:
+        return float(values)
+    return values.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def cut_columns(
@@ -85,7 +98,8 @@ def cut_columns(
         Of `pack_columns`.
     outputs : int
     format : {"fp32", "bf16", "int8"}
-    centre, threshold : (inputs,) float32
+    centre, threshold : (1,) or (inputs,)
+        One for all inputs, or one for each, which is rounded to bfloat16.
     folded : (outputs,) float32, optional
     backend : {"reference", "cpu"}, optional
         By default `cpu` where it can.
@@ -97,13 +111,14 @@ def cut_columns(
     """
     usable = x.device.type == "cpu" and library() is not None
     if (backend or ("cpu" if usable else "reference")) == "reference":
+        centre, threshold = (v.float() if v.numel() == 1 else v.bfloat16().float() for v in (centre, threshold))
         distance = x.float() - centre
         left = torch.where(distance.abs() <= threshold, torch.zeros_like(distance), distance)
         made = left @ unpack_columns(packed, outputs, format).T
         return made if folded is None else made + folded, (~(distance.abs() <= threshold)).sum(dim=1).tolist()
     out = torch.empty(len(x), outputs)
     read = need_library().cut_columns(
-        level(), pool(torch.get_num_threads()), packed, FORMATS[format], outputs, x.detach().float().contiguous(), centre, threshold, folded,
-        out.view(-1),
+        level(), pool(torch.get_num_threads()), packed, FORMATS[format], outputs, x.detach().float().contiguous(), per_input(centre),
+        per_input(threshold), folded, out.view(-1),
     )  # fmt: skip
     return out, read

@@ -114,9 +114,9 @@ class CutLinear(_Standing):
         if cut is None:
             return F.linear(x, weight, bias)
         if name not in self._packed:
-            centre, threshold = (value.float().expand(weight.shape[1]).contiguous() for value in (cut.centre, cut.threshold))
             format = "bf16" if weight.dtype == torch.bfloat16 else "fp32"
-            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, centre, threshold, fold(weight, bias, centre))
+            folded = fold(weight, bias, cut.centre)
+            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, cut.centre, cut.threshold, folded)
         made, _ = cut_columns(x.flatten(0, -2).float(), *self._packed[name])
         return made.view(*x.shape[:-1], -1).to(x.dtype)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...activations import PARTS, ActivationMethod
+from ...activations import INPUTS, PARTS, ActivationMethod
 from ...errors import ConfigError
 from ...models import LoadedModel
-from ...ops.cut import FORMATS, columns_bytes, fold, pack_columns
+from ...ops.cut import FORMATS, columns_bytes, fold, pack_columns, per_input
 from ...ops.native import need_library
 from ...units.pieces import Gated, LayerUnits, UnitPieces
 from ..memory import available_bytes
@@ -82,23 +82,29 @@ class NativeActivations:
             raise ConfigError(f"the native decoder cannot cut by these activations: {reason}; use --runtime hf")
         self.decoder, self.method = decoder, method
         self.native = self.units = None
-        self.state_bytes = 0
+        self.state_bytes = method.state_bytes()
         if method.guided:
             self.units = NativeUnits(decoder, _gate_pieces(method))
             return
         decoder.prepare_columns(method.parts)
         self.native = need_library().Activations(decoder.native)
         for i in range(method.geometry.layers):
-            for part in method.parts:
-                self._cut(i, part)
+            for together in INPUTS:
+                centres: list[tuple[Tensor, object]] = []
+                for part in method.parts:
+                    if part in together:
+                        self._cut(i, part, centres)
 
-    def _cut(self, i: int, part: str) -> None:
-        cut, inputs = self.method.cut(i, part), self.method.geometry.shape(part)[1]
-        centre, threshold = (value.float().cpu().expand(inputs).contiguous() for value in (cut.centre, cut.threshold))
+    def _cut(self, i: int, part: str, centres: list[tuple[Tensor, object]]) -> None:
+        """Cut a matrix; centres that another of the same inputs has too are kept, and read, once."""
+        cut = self.method.cut(i, part)
+        centre = next((held for known, held in centres if torch.equal(known, cut.centre)), None)
+        if centre is None:
+            centre = per_input(cut.centre) if cut.centre.any() else 0.0
+            centres.append((cut.centre, centre))
         matrix = getattr(self.decoder.weights.layers[i], _WEIGHTS[part])
-        folded = fold(matrix.weight, matrix.bias, centre)
-        self.state_bytes += 4 * (2 * inputs + (0 if folded is None else len(folded)))
-        self.native.cut(i, PARTS.index(part), centre, threshold, None if folded is None else folded.contiguous())
+        folded = fold(matrix.weight, matrix.bias, cut.centre)
+        self.native.cut(i, PARTS.index(part), centre, per_input(cut.threshold), None if folded is None else folded.contiguous())
 
     def shares(self, read: Sequence[float], rows: int) -> dict[str, float]:
         """Shares of each matrix that were not read, on average over layers.
