@@ -11,7 +11,9 @@ from sparsight.errors import ArtifactError, ConfigError, ModelError, TextError
 from sparsight.models import Anatomy, LoadedModel
 from sparsight.runtime.activations import apply_activations
 from sparsight.training.activation_capture import run_base, watched_inputs
-from sparsight.training.activation_shares import State, block_shares, loss_shares, output_importance, spread
+from sparsight.training.activation_importance import output_importance
+from sparsight.training.activation_price import matrix_costs, priced
+from sparsight.training.activation_shares import block_shares
 from sparsight.training.activations import ActivationCalibration, calibrate_activations
 
 from ..families import make_model
@@ -19,7 +21,7 @@ from ..families import make_model
 FEW = {"windows": 8, "length": 64, "gradients": 4}
 METHODS = [
     ("scap", {}), ("scap", {"matrices": "all", "centre": "median"}), ("cats", {}), ("teal", {}), ("wina", {"allocation": "uniform"}),
-    ("centred", {}),
+    ("centred", {}), ("centred", {"allocation": "block"}),
 ]  # fmt: skip
 
 
@@ -110,26 +112,67 @@ def test_the_search_spends_where_it_costs_least(stories):
     assert loss(made) < loss(uniform)
 
 
-def test_layers_share_where_the_loss_says():
-    state = lambda reached, error: State(reached, error, {"up": reached})  # noqa: E731
-    cheap, dear = [state(0, 0), state(0.5, 1), state(0.9, 2)], [state(0, 0), state(0.5, 10), state(0.9, 30)]
-    shares = loss_shares([cheap, dear], 0.5)
-    assert shares[0, "up"] == pytest.approx(0.9) and shares[1, "up"] == pytest.approx(0.1)
-    # A point above the line between its neighbours is no better than the mixture of them.
-    assert spread({"a": [(0, 0), (0.4, 9), (0.8, 10)], "b": [(0, 0), (0.8, 12)]}, 0.4)["a"] == pytest.approx(0.8)
+def scores_of(loaded, method, windows, importance):
+    """What each input of each token would cost an element, around its median."""
+    found = {}
+
+    def see(layer, part, x, weight):
+        distance = x.float() - method.centre(part, x.float(), weight)
+        found[layer, part] = (distance * method.scale(part, weight, importance[layer, part])).square() / len(weight)
+
+    with watched_inputs(loaded.anatomy, see):
+        run_base(loaded, windows)
+    return found
+
+
+def test_one_price_for_all_matrices(stories):
+    """Of all elements of all matrices the cheapest are left out, and centres are kept where they pay for themselves."""
+    windows = windows_of(stories)
+    method, importance = create("centred", ActivationGeometry.of(stories.anatomy)), output_importance(stories, windows)
+    geometry = method.geometry
+    shares, centres = priced(matrix_costs(stories, method, windows, importance), method, 0.4)
+    total = geometry.layers * sum(map(geometry.elements, geometry.parts))
+    assert sum(share * geometry.elements(part) for (_, part), share in shares.items()) / total == pytest.approx(0.4, abs=1e-4)
+    centred = [matrix for matrix, centre in centres.items() if centre.any()]
+    assert centred and len(set(map(lambda s: round(s, 3), shares.values()))) > 20
+    scores = scores_of(stories, method, windows, importance)
+    dearest, cheapest = [], []
+    for matrix in centred:
+        ordered = scores[matrix].flatten().sort().values
+        at = round(shares[matrix] * len(ordered))
+        cheapest.append(float(ordered[max(at - 1, 0)])), dearest.append(float(ordered[min(at, len(ordered) - 1)]))
+    assert max(cheapest) < 1.05 * min(dearest)  # one price, but for what lies between two inputs
+
+
+def test_a_centre_is_kept_where_it_pays(stories):
+    """Inputs far from zero are cut around their medians; those around zero are not worth the bytes of a centre."""
+    from sparsight.training.activation_price import Costs, _cheaper
+
+    method = create("centred", ActivationGeometry(1, 64, 64, 64, 64, False))
+    x, weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(0)), torch.ones(64, 64)
+    costs = {}
+    for part, offset in (("query", 0.0), ("up", 5.0)):
+        centre, scale = (x + offset).median(dim=0).values, weight.norm(dim=0)
+        costs[0, part] = [
+            Costs(centre, _cheaper(x + offset - centre, scale, 64), 64 + 128), Costs(0 * centre, _cheaper(x + offset, scale, 64), 0.0)
+        ]  # fmt: skip
+    shares, centres = priced(costs, method, 0.3)
+    assert not centres[0, "query"].any() and centres[0, "up"].any()
+    assert shares[0, "query"] == pytest.approx(0.3, abs=0.02) and shares[0, "up"] == pytest.approx(0.3, abs=0.02)
 
 
 def test_importance_is_the_gradients_mean_square(stories):
     """Against the gradient by a perturbation that is added to one matrix's output."""
     ids = windows_of(stories, 1, 16)
     found = output_importance(stories, ids)
-    assert set(found) == {(i, p) for i in range(5) for p in (*ActivationGeometry.of(stories.anatomy).parts, "output")}
+    assert set(found) == {(i, p) for i in range(5) for p in ActivationGeometry.of(stories.anatomy).parts}
     module, _ = stories.anatomy.projections(2)["up"]
     added = torch.zeros(1, 16, module.out_features, requires_grad=True)
     handle = module.register_forward_hook(lambda m, a, out: out + added)
     with torch.enable_grad():
-        logits = stories.model(ids).logits
-        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+        logits = stories.model(ids).logits[0]
+        drawn = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+        torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
     handle.remove()
     torch.testing.assert_close(found[2, "up"], added.grad[0].square().mean(dim=0), rtol=1e-4, atol=1e-9)
 
@@ -143,7 +186,7 @@ def test_every_family_is_calibrated(family, stories):
     made = create("centred", ActivationGeometry.of(loaded.anatomy))
     from sparsight.training.activations import _calibrate_inputs, uniform_shares
 
-    _calibrate_inputs(loaded, made, ids, uniform_shares(made, 0.4), {}, None)
+    _calibrate_inputs(loaded, made, ids, uniform_shares(made, 0.4), {}, {}, None)
     with apply_activations(loaded, made, "all") as run:
         loaded.anatomy.base()(ids, use_cache=False)
     assert run.sparsity == pytest.approx(0.4, abs=5e-3)
@@ -177,5 +220,5 @@ def test_bad_input(stories, tmp_path):
 
         made = create("teal", ActivationGeometry.of(loaded.anatomy))
         with pytest.raises(ModelError, match=told):
-            _calibrate_inputs(loaded, made, torch.arange(3, 35)[None], uniform_shares(made, 0.5), {}, None)
+            _calibrate_inputs(loaded, made, torch.arange(3, 35)[None], uniform_shares(made, 0.5), {}, {}, None)
     assert not (tmp_path / "a").exists()

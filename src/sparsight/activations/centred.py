@@ -1,10 +1,11 @@
-"""Ours: a centre and a threshold for every input, worth what the loss says, shares that cost least.
+"""Ours: a centre and a threshold for every input, worth what the loss says, at one price for every byte of the model.
 
-- The centre of an input is its own median, not one number for a matrix.
+- The centre of an input is its own median, not one number for a matrix; a matrix whose inputs are near zero anyway has none to read.
 - A distance from it is worth `sqrt(sum over o of F_o W[o, i]^2)`: the norm of the input's column, each output weighted by F_o, the mean
-  square of the loss's gradient by it. It is what leaving the input out adds to the loss, to second order, if errors add up as squares.
-- Among the matrices of a layer the share is spread by TEAL's greedy search (arXiv:2408.14690), by the change of the layer's output, each output
-  weighted by the mean square of the loss's gradient by it.
+  square of the gradient of what the model says by it. It is what leaving the input out adds to the divergence from the dense model, to second
+  order, if errors add up as squares.
+- What is left out is what costs least an element, whatever its layer and matrix: there is one threshold for all of the model, and shares
+  follow from it. The others cut the same share of every layer.
 
 The settings take these apart.
 """
@@ -29,18 +30,18 @@ class CentredConfig:
         Of each input.
     worth : {"loss", "norm", "none"}
         Weight of an input: by the loss, the plain norm of its column, or none.
-    allocation : {"block", "loss", "uniform"}
-        The same mean share in every layer, searched for among its matrices; layers too by what they cost the loss; or the same everywhere.
+    allocation : {"price", "block", "uniform"}
+        Where it costs least an element; TEAL's greedy search in each layer; or the same share everywhere.
     """
 
     centre: str = "median"
     worth: str = "loss"
-    allocation: str = "block"
+    allocation: str = "price"
 
     def __post_init__(self) -> None:
         one_of("centre", self.centre, ("median", "mean", "zero"))
         one_of("worth", self.worth, ("loss", "norm", "none"))
-        one_of("allocation", self.allocation, ("block", "loss", "uniform"))
+        one_of("allocation", self.allocation, ("price", "block", "uniform"))
 
 
 @register("centred")
@@ -48,6 +49,7 @@ class Centred(ActivationMethod):
     """A centre and a threshold an input."""
 
     Config = CentredConfig
+    cascaded = False
     by_channel = True
 
     @property

@@ -62,7 +62,21 @@ def run_base(loaded: LoadedModel, windows: Tensor) -> None:
         loaded.anatomy.base()(windows.to(loaded.model.device), use_cache=False)
 
 
-def find_cut(method: ActivationMethod, part: str, x: Tensor, weight: Tensor, share: float, importance: Tensor | None = None) -> Cut:
+def check_inputs(layer: int, part: str, x: Tensor) -> Tensor:
+    """Inputs of a matrix in float32; `ModelError` if they are not finite, or all the same."""
+    x = x.float()
+    if not torch.isfinite(x).all():
+        raise ModelError(
+            f"layer {layer}: inputs of {part!r} are NaN or infinite on the calibration text; the model is damaged or its dtype overflows"
+        )
+    if bool((x == x[0]).all()):
+        raise ModelError(f"layer {layer}: inputs of {part!r} are the same for every token of the calibration text; give other text")
+    return x
+
+
+def find_cut(
+    method: ActivationMethod, part: str, x: Tensor, weight: Tensor, share: float, importance: Tensor | None = None, centre: Tensor | None = None
+) -> Cut:
     """Centre and threshold of a matrix such that a share of the inputs is cut.
 
     Parameters
@@ -70,20 +84,17 @@ def find_cut(method: ActivationMethod, part: str, x: Tensor, weight: Tensor, sha
     method : ActivationMethod
     part : str
     x : (rows, inputs)
+        Finite, and not all the same.
     weight : (outputs, inputs)
     share : float
         In [0, 1); 0 keeps everything.
     importance : (outputs,), optional
-
-    Raises
-    ------
-    ModelError
-        If inputs are not finite, or all the same.
+    centre : (inputs,) or (1,), optional
+        By default the method's.
     """
     x = x.float()
-    if not torch.isfinite(x).all():
-        raise ModelError(f"inputs of {part!r} are NaN or infinite on the calibration text; the model is damaged or its dtype overflows")
-    centre = method.centre(part, x, weight).float()
+    centre = method.centre(part, x, weight).float() if centre is None else centre
+    centre = Cut(centre, centre).kept().centre
     if share <= 0:
         return Cut(centre, torch.full_like(centre, -1.0))
     distance = (x - centre).abs_()
@@ -95,9 +106,7 @@ def find_cut(method: ActivationMethod, part: str, x: Tensor, weight: Tensor, sha
         floor = scale.max().clamp_min(1e-30) * 1e-6
         scale = scale.clamp_min(floor)
         threshold = quantile(distance * scale, share) / scale
-    if float(distance.max()) == 0:
-        raise ModelError(f"inputs of {part!r} are the same for every token of the calibration text; give other text")
-    return Cut(centre, threshold)
+    return Cut(centre, threshold).kept()
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

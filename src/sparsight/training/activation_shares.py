@@ -1,4 +1,4 @@
-"""How large a share of each matrix's inputs is cut: the same everywhere, by a search in each block, or where the loss says it costs least."""
+"""How large a share of each matrix's inputs is cut: the same everywhere, or by a search in each block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..activations import ActivationMethod
 from ..models import Anatomy, LoadedModel
@@ -15,14 +15,10 @@ from .activation_capture import find_cut, run_base, watched_inputs
 
 Progress = Callable[[int, int, str], None]
 Shares = dict[tuple[int, str], float]
-OUTPUT = "output"
-
 _BLOCK_TOKENS = 256
 _BLOCK_STEP = 0.1
 # Of the largest matrix in one step of the search.
 _MOST = 0.95
-_BEYOND = 0.3
-# How much further than the target a layer may go where others stay behind it.
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,7 @@ def block_paths(
     """TEAL's search (arXiv:2408.14690, algorithm 1) in every layer, on dense inputs.
 
     From nothing cut, each step raises the share of the matrix for which this changes the output of the layer least, in the mean square over the
-    last quarter of each window, each output weighted by its importance if that is given. A step is `_BLOCK_STEP` of the largest matrix and as
-    many elements of the others.
+    last quarter of each window. A step is `_BLOCK_STEP` of the largest matrix and as many elements of the others.
 
     Parameters
     ----------
@@ -70,7 +65,7 @@ def block_paths(
     most : float
         Mean share that is searched for.
     importance : dict, optional
-        Of `output_importance`.
+        What outputs are worth, for methods that weigh their inputs by it.
 
     Returns
     -------
@@ -110,22 +105,6 @@ def block_shares(paths: list[list[State]], target: float) -> Shares:
     return {(i, part): share for i, path in enumerate(paths) for part, share in _at(path, target).items()}
 
 
-def loss_shares(paths: list[list[State]], target: float) -> Shares:
-    """Mean shares by layer at which the errors of their outputs add up to least, at a mean of the target.
-
-    With errors weighted by what outputs are worth to the loss this is where the loss is expected to rise least: at every layer the next element
-    costs as much (Everett 1963).
-    """
-    curves = {i: [(state.reached, state.error) for state in path] for i, path in enumerate(paths)}
-    reached = spread(curves, target)
-    return {(i, part): share for i, path in enumerate(paths) for part, share in _at(path, reached[i]).items()}
-
-
-def farthest(target: float) -> float:
-    """How far a layer's search goes where layers may differ."""
-    return min(target + _BEYOND, _MOST)
-
-
 def _at(path: list[State], reached: float) -> dict[str, float]:
     """Shares between two states of a path."""
     for low, high in zip(path, path[1:], strict=False):
@@ -142,7 +121,6 @@ class _Block:
         self, anatomy: Anatomy, method: ActivationMethod, layer: int, args: Any, kwargs: Any, importance: dict[tuple[int, str], Tensor]
     ) -> None:
         self.anatomy, self.method, self.layer, self.args, self.kwargs, self.importance = anatomy, method, layer, args, kwargs, importance
-        self.weight = importance.get((layer, OUTPUT))
         self.shares: dict[str, float] = {}
         self.cuts: dict[tuple[str, float], Any] = {}
         self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -167,11 +145,10 @@ class _Block:
         return out[:, out.shape[1] * 3 // 4 :].float()
 
     def error(self, shares: dict[str, float]) -> float:
-        """Mean square of the change of the layer's output, weighted by its importance if that is known."""
+        """Mean square of the change of the layer's output."""
         self.shares = shares
         with watched_inputs(self.anatomy, self._cut, range(self.layer, self.layer + 1)):
-            squares = (self._output() - self.dense).square()
-        return float((squares if self.weight is None else squares * self.weight).mean())
+            return float((self._output() - self.dense).square().mean())
 
 
 class _captured_calls:
@@ -194,84 +171,3 @@ class _captured_calls:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-
-
-def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress | None = None) -> dict[tuple[int, str], Tensor]:
-    """Mean square of the loss's gradient by each output of each matrix and layer: the diagonal of the empirical Fisher information.
-
-    Parameters
-    ----------
-    windows : (count, tokens) int64
-
-    Returns
-    -------
-    dict of (layer, part) to (outputs,) float32
-        `OUTPUT` in place of a part for the layer's own.
-    """
-    anatomy, model = loaded.anatomy, loaded.model
-    sums: dict[tuple[int, str], Tensor] = {}
-
-    def catch(layer: int, parts: list[tuple[str, slice]]) -> Callable:
-        def hook(module, args, output):
-            def gradient(grad: Tensor) -> None:
-                squares = grad.detach().float().flatten(0, -2).square().sum(dim=0)
-                for part, rows in parts:
-                    sums[layer, part] = sums.get((layer, part), 0) + squares[rows]
-
-            (output if isinstance(output, Tensor) else output[0]).register_hook(gradient)
-
-        return hook
-
-    handles = []
-    for i in range(anatomy.layers):
-        modules: dict[nn.Module, list[tuple[str, slice]]] = {}
-        for part, (module, rows) in anatomy.projections(i).items():
-            modules.setdefault(module, []).append((part, rows))
-        handles += [module.register_forward_hook(catch(i, parts)) for module, parts in modules.items()]
-        handles.append(anatomy.layer(i).register_forward_hook(catch(i, [(OUTPUT, slice(None))])))
-    try:
-        for i, ids in enumerate(windows):
-            ids = ids[None].to(model.device)
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-            with torch.enable_grad():
-                logits = model(inputs_embeds=embedded, use_cache=False).logits
-                nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum").backward()
-            if progress is not None:
-                progress(i + 1, len(windows), "gradients")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {key: total / windows.numel() for key, total in sums.items()}
-
-
-def spread(curves: dict[Any, list[tuple[float, float]]], target: float) -> dict[Any, float]:
-    """Shares with the least sum of errors, whose mean is the target.
-
-    Parameters
-    ----------
-    curves : dict to list of (share, error)
-        Rising; made convex, which is what a mixture of two points would give.
-    target : float
-    """
-    pieces = []
-    for key, points in curves.items():
-        hull = _hull(points)
-        pieces += [((high - low) / (b - a), key, b - a) for (a, low), (b, high) in zip(hull, hull[1:], strict=False)]
-    shares, left = dict.fromkeys(curves, 0.0), target * len(curves)
-    for _, key, width in sorted(pieces, key=lambda piece: piece[0]):
-        taken = min(width, left)
-        shares[key] += taken
-        left -= taken
-        if left <= 0:
-            break
-    return shares
-
-
-def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lower convex hull of points in rising order."""
-    hull: list[tuple[float, float]] = []
-    for x, y in points:
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (hull[-1][0] - hull[-2][0]):
-            hull.pop()
-        hull.append((x, y))
-    return hull

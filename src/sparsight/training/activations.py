@@ -17,16 +17,10 @@ from ..artifacts import check_target
 from ..errors import ConfigError, ModelError, TextError
 from ..models import LoadedModel
 from ..runtime.activations import check_not_shared
-from .activation_capture import find_cut, quantile, run_base, watched_inputs
-from .activation_shares import (
-    Shares,
-    block_paths,
-    block_shares,
-    farthest,
-    loss_shares,
-    output_importance,
-    uniform_shares,
-)
+from .activation_capture import check_inputs, find_cut, quantile, run_base, watched_inputs
+from .activation_importance import output_importance
+from .activation_price import matrix_costs, priced
+from .activation_shares import Shares, block_paths, block_shares, uniform_shares
 from .shingles import shingles
 from .shipped_text import LICENCE, shipped_documents
 from .text import Document, hash_documents, read_documents, token_stream
@@ -116,8 +110,8 @@ def calibrate_activations(
         _calibrate_gates(loaded, made, windows, config.target, progress)
         shares: Shares = {}
     else:
-        shares, importance = _shares(loaded, made, windows, config, {} if known is None else known, progress)
-        _calibrate_inputs(loaded, made, windows, shares, importance, progress)
+        shares, importance, centres = _shares(loaded, made, windows, config, {} if known is None else known, progress)
+        _calibrate_inputs(loaded, made, windows, shares, importance, centres, progress)
     made.requires_grad_(False).eval()
     if out is not None:
         training = {
@@ -160,25 +154,30 @@ def _shares(
     config: ActivationCalibration,
     known: dict[Any, Any],
     progress: Progress | None,
-) -> tuple[Shares, dict[tuple[int, str], Tensor]]:
-    """Shares of all matrices, and what their outputs are worth where the method asks."""
+) -> tuple[Shares, dict[tuple[int, str], Tensor], dict[tuple[int, str], Tensor]]:
+    """Shares of all matrices, what their outputs are worth where the method asks, and centres where these were chosen already."""
     step = max(len(windows) // config.gradients, 1)
-    wants = made.allocation == "loss" or getattr(made.config, "worth", None) == "loss"
-    if wants and "importance" not in known:
-        known["importance"] = output_importance(loaded, windows[::step][: config.gradients], progress)
-    importance = known["importance"] if wants else {}
+    importance: dict[tuple[int, str], Tensor] = {}
+    if getattr(made.config, "worth", None) == "loss":
+        if "importance" not in known:
+            known["importance"] = output_importance(loaded, windows[::step][: config.gradients], progress)
+        importance = known["importance"]
     if made.allocation == "uniform":
-        return uniform_shares(made, config.target), importance
-    most = config.target if made.allocation == "block" else farthest(config.target)
+        return uniform_shares(made, config.target), importance, {}
     key = (made.name, made.config)
-    if known.get(key, (-1.0,))[0] < most:
-        known[key] = most, block_paths(loaded, made, windows[step // 2 :: step], most, importance, progress)
-    return (block_shares if made.allocation == "block" else loss_shares)(known[key][1], config.target), importance
+    if made.allocation == "price":
+        if key not in known:
+            known[key] = matrix_costs(loaded, made, windows, importance, progress)
+        shares, centres = priced(known[key], made, config.target)
+        return (shares if config.target > 0 else dict.fromkeys(shares, 0.0)), importance, centres
+    if known.get(key, (-1.0,))[0] < config.target:
+        known[key] = config.target, block_paths(loaded, made, windows[step // 2 :: step], config.target, importance, progress)
+    return block_shares(known[key][1], config.target), importance, {}
 
 
 def _calibrate_inputs(
     loaded: LoadedModel, made: ActivationMethod, windows: Tensor, shares: Shares,
-    importance: dict[tuple[int, str], Tensor], progress: Progress | None,
+    importance: dict[tuple[int, str], Tensor], centres: dict[tuple[int, str], Tensor], progress: Progress | None,
 ) -> None:
     """One forward over all windows; if the method is cascaded, each matrix then gets what its cut leaves."""
     total = made.geometry.layers * len(made.parts)
@@ -188,10 +187,9 @@ def _calibrate_inputs(
         nonlocal done
         if part not in made.parts:
             return None
-        try:
-            cut = find_cut(made, part, x, weight, shares[layer, part], importance.get((layer, part)))
-        except ModelError as error:
-            raise ModelError(f"layer {layer}: {error}") from error
+        matrix = layer, part
+        x = check_inputs(layer, part, x)
+        cut = find_cut(made, part, x, weight, shares[matrix], importance.get(matrix), centres.get(matrix))
         made.set_cut(layer, part, cut)
         done += 1
         if progress is not None:
