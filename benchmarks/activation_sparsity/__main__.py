@@ -70,15 +70,16 @@ def methods(anatomy: Any) -> dict[str, Method]:
         Method("teal", "teal", {}),
         Method("wina", "wina", {}),
         Method("centred", "centred", {}),
-        Method("centred-loss", "centred", {"allocation": "loss"}),
+        Method("centred-block", "centred", {"allocation": "block"}),
         Method("centred-uniform", "centred", {"allocation": "uniform"}),
+        Method("centred-norm", "centred", {"allocation": "block", "worth": "norm"}),
         Method("centred-zero", "centred", {"centre": "zero"}),
-        Method("centred-norm", "centred", {"worth": "norm"}),
+        Method("centred-mean", "centred", {"centre": "mean"}),
     )
     return {method.name: method for method in found}
 
 
-PARTS = ("scap", "scap-mode", "teal", "wina", "centred", "centred-loss", "centred-uniform", "centred-zero", "centred-norm")
+PARTS = ("scap", "scap-mode", "centred", "centred-zero", "centred-mean", "centred-block", "centred-uniform", "centred-norm")
 MAIN = ("scap", "scap-all", "cats", "teal", "wina", "centred")
 
 
@@ -92,12 +93,12 @@ class Experiment:
     shares: tuple[float, ...]
     chunks: int
     tasks: bool = False
-    limit: int = 200
+    limit: int = 100
 
 
 EXPERIMENTS = (
-    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 320),
-    Experiment("parts", "smollm2-135m", PARTS, (0.4,), 48),
+    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 592),
+    Experiment("parts", "smollm2-135m", PARTS, (0.3,), 592),
     Experiment("gemma", "gemma3-270m", MAIN, (0.2, 0.3, 0.4), 24),
     Experiment("smollm2-tasks", "smollm2-135m", MAIN, (0.2, 0.3), 0, tasks=True),
 )
@@ -124,7 +125,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     if args.workers > 1 and not out.exists():
         _share(experiment, args)
         _share_scoring(experiment, args)
-    loaded = load(experiment.model, dtype=torch.bfloat16, device=args.device)
+    loaded = load(experiment.model, dtype=getattr(torch, args.dtype), device=args.device)
     folders = calibrations(experiment, loaded, args)
     if args.calibrate:
         return
@@ -176,17 +177,18 @@ def _share(experiment: Experiment, args: argparse.Namespace) -> None:
 
 
 def _tasks(experiment: Experiment, loaded: Any, cuts: Any, out: Path, data: Path, shard: tuple[int, int], progress: Any) -> bool:
-    """Score the tasks of this shard, and write the result if no other's are missing. Prompts are cut too, as the papers have it."""
-    parts = {task: out.with_name(f"{out.name}.partial.{task}") for task in TASKS}
-    for task in TASKS[shard[0] :: shard[1]]:
-        if not parts[task].exists():
-            rows = evaluate_activation_tasks(
-                loaded, cuts, (task,), data=data, limit=experiment.limit, mask_prompt=True, progress=progress
-            )
-            write_atomically(parts[task], json.dumps(rows) + "\n")
+    """Score what this shard has of tasks and cuts, and write the result if no other's are missing. Prompts are cut too, as the papers have it."""
+    parts = {(task, name): out.with_name(f"{out.name}.partial.{task}.{name.replace(' ', '-')}") for task in TASKS for name in cuts}
+    for task, name in list(parts)[shard[0] :: shard[1]]:
+        if not parts[task, name].exists():
+            own = {name: cuts[name]}
+            rows = evaluate_activation_tasks(loaded, own, (task,), data=data, limit=experiment.limit, mask_prompt=True, progress=progress)
+            write_atomically(parts[task, name], json.dumps(rows) + "\n")
     if not all(part.exists() for part in parts.values()):
         return False
-    rows = [row for part in parts.values() for row in json.loads(part.read_text())]
+    # Each part has the dense rows again.
+    every = [row for part in parts.values() for row in json.loads(part.read_text())]
+    rows = list({(row["activations"], row["task"], row["metric"]): row for row in every}.values())
     told = {"model": loaded.name, "model_hash": loaded.fingerprint, "limit": experiment.limit, "mask_prompt": True, "rows": rows}
     write_atomically(out, json.dumps(told, indent=1) + "\n")
     for part in parts.values():
@@ -201,7 +203,7 @@ def _share_scoring(experiment: Experiment, args: argparse.Namespace) -> None:
 
 
 def _command(experiment: Experiment, args: argparse.Namespace) -> list[str]:
-    same = {name: str(getattr(args, name)) for name in ("data", "calibrations", "out", "windows", "device")}
+    same = {name: str(getattr(args, name)) for name in ("data", "calibrations", "out", "windows", "device", "dtype")}
     options = [part for name, value in same.items() for part in (f"--{name}", value)]
     return [sys.executable, "-m", "benchmarks.activation_sparsity", "--only", experiment.name, *options]
 
@@ -220,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", metavar="I/N", help="score only every N-th chunk or task, from the I-th (from 0), into partial results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of result files (default: results)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the model (default: bfloat16)")
     return parser
 
 

@@ -72,10 +72,10 @@ def _ratio(row: Result | None) -> str:
     return f"{row['ppl_ratio']:.3f} [{low:.3f}, {high:.3f}] ({row['sparsity']:.1%}, {row['bytes_saved']:.1%})"
 
 
-def curve(result: Result, name: str) -> tuple[list[float], np.ndarray]:
-    """Shares really left unread, rising from 0, and `(points, chunks)` losses less dense."""
+def curve(result: Result, name: str, by: str = "sparsity") -> tuple[list[float], np.ndarray]:
+    """Shares of the matrices, or `by="bytes_saved"` of the model's bytes, really left unread, rising from 0; `(points, chunks)` losses less dense."""
     dense = np.array(result["losses"]["dense"])
-    points = sorted((row["sparsity"], row["activations"]) for row in result["rows"] if named(row)[0] == name)
+    points = sorted((row[by], row["activations"]) for row in result["rows"] if named(row)[0] == name)
     return [0.0, *(s for s, _ in points)], np.array([0 * dense, *(np.array(result["losses"][key]) - dense for _, key in points)])
 
 
@@ -107,8 +107,8 @@ def reach(result: Result, most: float = 0.01) -> str:
 
 
 def paired(result: Result) -> str:
-    """Ours less each other, in nats a token, at the bytes that the other really reads."""
-    ours, losses = curve(result, OURS)
+    """Ours less each other, in nats a token, at the bytes that the other really reads, of weights and of thresholds and centres."""
+    ours, losses = curve(result, OURS, "bytes_saved")
     shares = sorted({named(row)[1] for row in result["rows"]}, key=float)
     rows = {named(row): row for row in result["rows"]}
     dense = np.array(result["losses"]["dense"])
@@ -119,7 +119,7 @@ def paired(result: Result) -> str:
         line = [f"`{OURS}` less `{name}`"]
         for share in shares:
             row = rows.get((name, share))
-            mine = None if row is None else at(ours, losses, row["sparsity"])
+            mine = None if row is None else at(ours, losses, row["bytes_saved"])
             if mine is None:
                 line.append("–")
                 continue
