@@ -177,7 +177,7 @@ def _share(experiment: Experiment, args: argparse.Namespace) -> None:
 
 
 def _tasks(experiment: Experiment, loaded: Any, cuts: Any, out: Path, data: Path, shard: tuple[int, int], progress: Any) -> bool:
-    """Score what this shard has of tasks and cuts, and write the result if no other's are missing. Prompts are cut too, as the papers have it."""
+    """Score what this shard has of tasks and cuts, and write the result if none is missing. Prompts are cut too, as in the papers."""
     parts = {(task, name): out.with_name(f"{out.name}.partial.{task}.{name.replace(' ', '-')}") for task in TASKS for name in cuts}
     for task, name in list(parts)[shard[0] :: shard[1]]:
         if not parts[task, name].exists():

@@ -73,7 +73,7 @@ def _ratio(row: Result | None) -> str:
 
 
 def curve(result: Result, name: str, by: str = "sparsity") -> tuple[list[float], np.ndarray]:
-    """Shares of the matrices, or `by="bytes_saved"` of the model's bytes, really left unread, rising from 0; `(points, chunks)` losses less dense."""
+    """Shares of the matrices, or with "bytes_saved" of all bytes, really left unread, rising from 0; `(points, chunks)` losses less dense."""
     dense = np.array(result["losses"]["dense"])
     points = sorted((row[by], row["activations"]) for row in result["rows"] if named(row)[0] == name)
     return [0.0, *(s for s, _ in points)], np.array([0 * dense, *(np.array(result["losses"][key]) - dense for _, key in points)])
