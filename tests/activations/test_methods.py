@@ -46,6 +46,20 @@ def test_ours_has_a_centre_an_input():
         torch.testing.assert_close(create("centred", GATED, centre=setting).centre("gate", x, torch.ones(80, 32)), expected)
 
 
+def test_a_step_reads_what_an_input_has_of_its_own():
+    """Two bytes a threshold, and a centre that is not zero, once for matrices that share it; four for each output of what centres give."""
+    geometry = ActivationGeometry(1, 32, 48, 16, 80, True)
+    inputs = 3 * 32 + 48 + 2 * 32 + 80
+    teal, wina, ours = (create(name, geometry) for name in ("teal", "wina", "centred"))
+    assert teal.state_bytes() == 7 * 4 and wina.state_bytes() == ours.state_bytes() == 2 * inputs
+    assert create("cats", geometry).state_bytes() == 4
+    for part, centre in (("query", 0.5), ("key", 0.5), ("value", 0.25)):
+        ours.set_cut(0, part, Cut(torch.full((32,), centre), torch.ones(32)))
+    assert ours.state_bytes() == 2 * inputs + 2 * 2 * 32 + 4 * (48 + 16 + 16)
+    kept = Cut(torch.tensor([1 / 3, 2 / 3]), torch.tensor([1 / 3])).kept()
+    assert kept.threshold == torch.tensor([1 / 3]) and torch.equal(kept.centre, torch.tensor([1 / 3, 2 / 3]).bfloat16().float())
+
+
 def test_scap_centres_at_the_peak_of_the_density():
     """What GELU gives of a normal input lies mostly near its least value; neither zero nor the median is there."""
     x = torch.nn.functional.gelu(torch.randn(400, 300, generator=torch.Generator().manual_seed(3)) * 2 - 1.5)

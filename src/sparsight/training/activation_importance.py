@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
     sums: dict[tuple[int, str], Tensor] = {}
     draw = torch.Generator(device=model.device).manual_seed(0)
 
-    def catch(layer: int, parts: list[tuple[str, slice]]) -> Callable:
-        def hook(module, args, output):
+    def catch(layer: int, parts: list[tuple[str, slice]]) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             def gradient(grad: Tensor) -> None:
                 squares = grad.detach().float().flatten(0, -2).square().sum(dim=0)
                 for part, rows in parts:
