@@ -81,6 +81,7 @@ def methods(anatomy: Any) -> dict[str, Method]:
 
 PARTS = ("scap", "scap-mode", "centred", "centred-zero", "centred-mean", "centred-block", "centred-uniform", "centred-norm")
 MAIN = ("scap", "scap-all", "cats", "teal", "wina", "centred")
+RIVALS = ("teal", "wina", "centred")
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,15 @@ class Experiment:
     shares: tuple[float, ...]
     chunks: int
     tasks: bool = False
-    limit: int = 100
+    limit: int = 50
 
 
 EXPERIMENTS = (
-    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 592),
-    Experiment("parts", "smollm2-135m", PARTS, (0.3,), 592),
+    Experiment("smollm2", "smollm2-135m", MAIN, SHARES, 320),
+    Experiment("smollm2-spread", "smollm2-135m", RIVALS, (0.2, 0.3, 0.4), 74),
+    Experiment("parts", "smollm2-135m", PARTS, (0.3,), 160),
     Experiment("gemma", "gemma3-270m", MAIN, (0.2, 0.3, 0.4), 24),
-    Experiment("smollm2-tasks", "smollm2-135m", MAIN, (0.2, 0.3), 0, tasks=True),
+    Experiment("smollm2-tasks", "smollm2-135m", MAIN, (0.3,), 0, tasks=True),
 )
 
 
@@ -122,7 +124,7 @@ def main() -> int:
 def run(experiment: Experiment, args: argparse.Namespace) -> None:
     """One table."""
     out = args.out / f"{experiment.name}.json"
-    if args.workers > 1 and not out.exists():
+    if args.workers > 1 and not out.exists() and not args.as_it_is:
         _share(experiment, args)
         _share_scoring(experiment, args)
     loaded = load(experiment.model, dtype=getattr(torch, args.dtype), device=args.device)
@@ -137,7 +139,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     cuts = {name: from_pretrained(folder, loaded) for name, folder in folders.items()}
     shard = shard_of(args.shard)
     if experiment.tasks:
-        if not out.exists() and not _tasks(experiment, loaded, cuts, out, args.data / "multiple_choice", shard, progress):
+        if not out.exists() and not _tasks(experiment, loaded, cuts, out, args, progress):
             return
         console.print(task_table(json.loads(out.read_text())["rows"]))
         return
@@ -145,7 +147,8 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     if not path.exists():
         raise TextError(f"{path} is missing; give the folder that holds {TEXT} with --data")
     protocol = UnitProtocol(512, experiment.chunks)
-    result = evaluate_activations(loaded, cuts, read_documents([path]), protocol, result=out, progress=progress, shard=shard)
+    documents = read_documents([path])
+    result = evaluate_activations(loaded, cuts, documents, protocol, result=out, progress=progress, shard=shard, as_it_is=args.as_it_is)
     if result is not None:
         console.print(activation_table(result["rows"]))
 
@@ -176,19 +179,21 @@ def _share(experiment: Experiment, args: argparse.Namespace) -> None:
     run_workers([*_command(experiment, args), "--calibrate", "--methods", *part] for part in parts if part)
 
 
-def _tasks(experiment: Experiment, loaded: Any, cuts: Any, out: Path, data: Path, shard: tuple[int, int], progress: Any) -> bool:
-    """Score what this shard has of tasks and cuts, and write the result if none is missing. Prompts are cut too, as in the papers."""
-    parts = {(task, name): out.with_name(f"{out.name}.partial.{task}.{name.replace(' ', '-')}") for task in TASKS for name in cuts}
-    for task, name in list(parts)[shard[0] :: shard[1]]:
-        if not parts[task, name].exists():
-            own = {name: cuts[name]}
-            rows = evaluate_activation_tasks(loaded, own, (task,), data=data, limit=experiment.limit, mask_prompt=True, progress=progress)
-            write_atomically(parts[task, name], json.dumps(rows) + "\n")
-    if not all(part.exists() for part in parts.values()):
+def _tasks(experiment: Experiment, loaded: Any, cuts: Any, out: Path, args: argparse.Namespace, progress: Any) -> bool:
+    """Score the tasks of this shard, and write the result if no other's are missing. Prompts are cut too, as the papers have it."""
+    shard, data = shard_of(args.shard), args.data / "multiple_choice"
+    parts = {task: out.with_name(f"{out.name}.partial.{task}") for task in TASKS}
+    if args.as_it_is:
+        parts = {task: part for task, part in parts.items() if part.exists()}
+    for task in list(parts)[shard[0] :: shard[1]]:
+        if not parts[task].exists():
+            rows = evaluate_activation_tasks(
+                loaded, cuts, (task,), data=data, limit=experiment.limit, mask_prompt=True, progress=progress
+            )
+            write_atomically(parts[task], json.dumps(rows) + "\n")
+    if not parts or not all(part.exists() for part in parts.values()):
         return False
-    # Each part has the dense rows again.
-    every = [row for part in parts.values() for row in json.loads(part.read_text())]
-    rows = list({(row["activations"], row["task"], row["metric"]): row for row in every}.values())
+    rows = [row for part in parts.values() for row in json.loads(part.read_text())]
     told = {"model": loaded.name, "model_hash": loaded.fingerprint, "limit": experiment.limit, "mask_prompt": True, "rows": rows}
     write_atomically(out, json.dumps(told, indent=1) + "\n")
     for part in parts.values():
@@ -221,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share methods to calibrate and chunks to score")
     parser.add_argument("--shard", metavar="I/N", help="score only every N-th chunk or task, from the I-th (from 0), into partial results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of result files (default: results)")
+    parser.add_argument("--as-it-is", action="store_true", help="score nothing more: write the result of what is done")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the model (default: bfloat16)")
     return parser

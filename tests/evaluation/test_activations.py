@@ -33,6 +33,17 @@ def test_processes_share_chunks_through_a_file(stories, methods, tmp_path):
     assert 0.05 < shared["rows"][0]["sparsity"] < 0.95
 
 
+def test_a_run_that_cannot_go_on_is_written_as_it_is(stories, methods, tmp_path):
+    """From the chunks that are done, and it says how many; with none there is nothing to write."""
+    out = tmp_path / "r.json"
+    with pytest.raises(ConfigError, match="no chunk of this configuration"):
+        evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=out, as_it_is=True)
+    evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=out, shard=(1, 2))
+    part, whole = (evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=r, as_it_is=r is not None) for r in (out, None))
+    assert part["chunks_done"] == part["rows"][0]["chunks"] == len(part["clusters"]) == whole["chunks_done"] // 2
+    assert part["losses"] == {name: each[1::2] for name, each in whole["losses"].items()} and part["configuration"]["chunks"] == PROTOCOL.count
+
+
 def test_a_shard_needs_a_file_and_must_exist(stories, methods, tmp_path):
     with pytest.raises(ConfigError, match="through a result file"):
         evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, shard=(0, 2))

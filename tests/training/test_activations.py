@@ -192,6 +192,19 @@ def test_every_family_is_calibrated(family, stories):
     assert run.sparsity == pytest.approx(0.4, abs=5e-3)
 
 
+@pytest.mark.parametrize("name", ["scap", "centred"])
+def test_a_model_in_bfloat16_is_calibrated(name, stories):
+    """What a cascaded method puts in the place of inputs has the model's dtype."""
+    model = make_model("llama").bfloat16()
+    loaded = LoadedModel(model, stories.tokenizer, "x", "0" * 64, Anatomy.of(model))
+    ids = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(0))
+    made = create(name, ActivationGeometry.of(loaded.anatomy))
+    from sparsight.training.activations import _calibrate_inputs, uniform_shares
+
+    _calibrate_inputs(loaded, made, ids, uniform_shares(made, 0.4), {}, {}, None)
+    assert all(made.cut(i, part).threshold.max() > 0 for i in range(made.geometry.layers) for part in made.parts)
+
+
 def test_an_artifact_says_what_it_was_made_from(stories, tmp_path):
     made = calibrate_activations(stories, "teal", tmp_path / "a", config=ActivationCalibration(0.3, **FEW))
     again = from_pretrained(tmp_path / "a", stories)

@@ -39,6 +39,7 @@ def evaluate_activations(
     result: str | Path | None = None,
     progress: Progress | None = None,
     shard: tuple[int, int] | None = None,
+    as_it_is: bool = False,
 ) -> dict[str, Any] | None:
     """Score the ends of evenly spread chunks, dense and with cut matrices.
 
@@ -64,6 +65,8 @@ def evaluate_activations(
         progress(chunks done, chunks, note)
     shard : (int, int), optional
         (i, n): of n processes that share a result file this is number i, from 0, and scores every n-th chunk.
+    as_it_is : bool
+        Score nothing more: write the result from the chunks that are done, of which "chunks_done" says how many.
 
     Returns
     -------
@@ -97,16 +100,22 @@ def evaluate_activations(
     for i, piece in enumerate(pieces):
         if progress is not None:
             progress(len(done) if i not in done else i, len(pieces), piece.cluster)
-        if i not in done and i % shards == number:
+        if i not in done and i % shards == number and not as_it_is:
             done[i] = _measure(loaded, methods, piece, cut_prompt, select)
             file.add(i, {"cluster": piece.cluster, **done[i]})
     if shards > 1 and len(done := file.chunks_done()) < len(pieces):
         return None
-    measured = [done[i] for i in range(len(pieces))]
+    if as_it_is and not done:
+        raise ConfigError(f"no chunk of this configuration is done in {file.path}.partial; score some first")
+    pieces = [piece for i, piece in enumerate(pieces) if i in done]
+    measured = [done[i] for i in sorted(done)]
     rows = [_row(loaded, name, method, measured, pieces, protocol, select) for name, method in methods.items()]
     losses = {name: [m["nll"][name] for m in measured] for name in ("dense", *methods)}
     return file.finish(
-        {"rows": rows, "losses": losses, "clusters": [p.cluster for p in pieces], "trained_text_share": known, "versions": versions()}
+        {
+            "rows": rows, "losses": losses, "clusters": [p.cluster for p in pieces], "chunks_done": len(pieces), "trained_text_share": known,
+            "versions": versions(),
+        }
     )
 
 

@@ -188,8 +188,9 @@ def _calibrate_inputs(
         if part not in made.parts:
             return None
         matrix = layer, part
-        x = check_inputs(layer, part, x)
-        cut = find_cut(made, part, x, weight, shares[matrix], importance.get(matrix), centres.get(matrix))
+        cut = find_cut(
+            made, part, check_inputs(layer, part, x), weight, shares[matrix], importance.get(matrix), centres.get(matrix)
+        )
         made.set_cut(layer, part, cut)
         done += 1
         if progress is not None:
