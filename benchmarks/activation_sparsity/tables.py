@@ -28,6 +28,7 @@ def tables() -> dict[str, str]:
         "smollm2": lambda r: perplexities(r),
         "smollm2-reach": lambda r: reach(r),
         "smollm2-paired": lambda r: paired(r),
+        "smollm2-spread-paired": lambda r: paired(r),
         "gemma": lambda r: perplexities(r),
         "gemma-reach": lambda r: reach(r),
         "gemma-paired": lambda r: paired(r),

@@ -86,6 +86,11 @@ class ActivationGeometry:
         return sum(share * self.elements(part) for part, share in shares.items()) / sum(map(self.elements, self.parts))
 
 
+def as_kept(values: Tensor) -> Tensor:
+    """Centres or thresholds, `(inputs,)` or `(1,)` float32, in the precision that they are kept in: bfloat16 where each input has its own."""
+    return values if values.numel() == 1 else values.bfloat16().float()
+
+
 @dataclass(frozen=True)
 class Cut:
     """Which inputs of a matrix are read for: those further than `threshold` from `centre`.
@@ -100,8 +105,8 @@ class Cut:
     threshold: Tensor
 
     def kept(self) -> Cut:
-        """The same as it is kept, and read: in bfloat16 where each input has its own."""
-        return Cut(*(v if v.numel() == 1 else v.bfloat16().float() for v in (self.centre, self.threshold)))
+        """The same in the precision that it is kept and read in."""
+        return Cut(as_kept(self.centre), as_kept(self.threshold))
 
     def keeps(self, x: Tensor) -> Tensor:
         """Which of `x` `(..., inputs)` are read for, bool; what is not a number is."""

@@ -111,7 +111,7 @@ def cut_columns(
     """
     usable = x.device.type == "cpu" and library() is not None
     if (backend or ("cpu" if usable else "reference")) == "reference":
-        centre, threshold = (v.float() if v.numel() == 1 else v.bfloat16().float() for v in (centre, threshold))
+        centre, threshold = (values if values.numel() == 1 else values.bfloat16().float() for values in (centre, threshold))
         distance = x.float() - centre
         left = torch.where(distance.abs() <= threshold, torch.zeros_like(distance), distance)
         made = left @ unpack_columns(packed, outputs, format).T

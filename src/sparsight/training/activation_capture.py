@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import ActivationMethod, Cut
+from ..activations.base import as_kept
 from ..errors import ModelError
 from ..models import Anatomy, LoadedModel
 
@@ -93,8 +94,7 @@ def find_cut(
         By default the method's.
     """
     x = x.float()
-    centre = method.centre(part, x, weight).float() if centre is None else centre
-    centre = Cut(centre, centre).kept().centre
+    centre = as_kept(method.centre(part, x, weight).float() if centre is None else centre)
     if share <= 0:
         return Cut(centre, torch.full_like(centre, -1.0))
     distance = (x - centre).abs_()
