@@ -7,6 +7,8 @@ from sparsight.activations import ActivationGeometry, Cut, create
 from sparsight.errors import ConfigError
 from sparsight.evaluation.activations import evaluate_activations
 from sparsight.evaluation.units import UnitProtocol
+from sparsight.report.points import Source
+from sparsight.report.text_results import read_text_result
 from sparsight.training.text import Document
 
 STORY = "Once upon a time there was a {} named Tim. He went to the {} and saw a {}. His mom said it was a good day. "
@@ -40,7 +42,10 @@ def test_a_run_that_cannot_go_on_is_written_as_it_is(stories, methods, tmp_path)
         evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=out, as_it_is=True)
     evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=out, shard=(1, 2))
     part, whole = (evaluate_activations(stories, methods, DOCUMENTS, PROTOCOL, result=r, as_it_is=r is not None) for r in (out, None))
-    assert part["chunks_done"] == part["rows"][0]["chunks"] == len(part["clusters"]) == whole["chunks_done"] // 2
+    assert part["chunks_done"] == part["rows"][0]["chunks"] == len(part["clusters"]) == len(whole["clusters"]) // 2
+    assert "chunks_done" not in whole
+    (told,) = read_text_result("activations", part, Source("r.json", "x", part["configuration"]))
+    assert told.state == f"{part['chunks_done']} of {PROTOCOL.count} chunks"
     assert part["losses"] == {name: each[1::2] for name, each in whole["losses"].items()} and part["configuration"]["chunks"] == PROTOCOL.count
 
 

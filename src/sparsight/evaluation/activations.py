@@ -66,7 +66,7 @@ def evaluate_activations(
     shard : (int, int), optional
         (i, n): of n processes that share a result file this is number i, from 0, and scores every n-th chunk.
     as_it_is : bool
-        Score nothing more: write the result from the chunks that are done, of which "chunks_done" says how many.
+        Score nothing more: write the result from the chunks that are done; if they are not all, "chunks_done" says how many there are.
 
     Returns
     -------
@@ -107,14 +107,15 @@ def evaluate_activations(
         return None
     if as_it_is and not done:
         raise ConfigError(f"no chunk of this configuration is done in {file.path}.partial; score some first")
+    missing = len(pieces) - len(done)
     pieces = [piece for i, piece in enumerate(pieces) if i in done]
     measured = [done[i] for i in sorted(done)]
     rows = [_row(loaded, name, method, measured, pieces, protocol, select) for name, method in methods.items()]
     losses = {name: [m["nll"][name] for m in measured] for name in ("dense", *methods)}
     return file.finish(
         {
-            "rows": rows, "losses": losses, "clusters": [p.cluster for p in pieces], "chunks_done": len(pieces), "trained_text_share": known,
-            "versions": versions(),
+            "rows": rows, "losses": losses, "clusters": [p.cluster for p in pieces], "trained_text_share": known, "versions": versions(),
+            **({"chunks_done": len(pieces)} if missing else {}),
         }
     )
 

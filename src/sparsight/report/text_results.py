@@ -138,8 +138,9 @@ def read_text_result(kind: str, content: dict[str, Any], source: Source) -> list
     if kind != TOKENS:
         points.insert(0, Point(DENSE, "", 0.0, None, content["rows"][0]["bytes_dense"], source))
     done, wanted = content["rows"][0]["chunks"], stated["chunks"]
-    # A finished file may have fewer chunks than were asked for, as the text has no more.
-    state = f"{done:,} of {wanted:,} chunks" if done < wanted and source.hash is None else ""
+    # A finished file may have fewer chunks than were asked for, as the text has no more; one that is not finished says so.
+    unfinished = source.hash is None or "chunks_done" in content
+    state = f"{done:,} of {wanted:,} chunks" if done < wanted and unfinished else ""
     return [Result(kind, stated["model"], settings_of(kind, stated), tuple(points), state)]
 
 
