@@ -16,6 +16,7 @@ from .native import level, library, need_library, pool
 FORMATS = {"fp32": 0, "bf16": 1, "int8": 2}
 """What columns may be kept in, with the number the native library has for it."""
 GROUP = 32
+PerInput = float | np.ndarray
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -67,16 +68,26 @@ def fold(weight: Tensor, bias: Tensor | None, centre: Tensor) -> Tensor | None:
     return folded
 
 
-def per_input(values: Tensor) -> float | np.ndarray:
+def per_input(values: Tensor | PerInput) -> PerInput:
     """Numbers in the form that the native library takes: one for all inputs, or the bits of a bfloat16 for each.
 
     Parameters
     ----------
     values : (1,) or (inputs,)
+        Zeros become one; what has that form already stays.
     """
-    if values.numel() == 1:
-        return float(values)
+    if not isinstance(values, Tensor):
+        return values
+    if values.numel() == 1 or not values.any():
+        return float(values[0])
     return values.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+def _numbers(values: PerInput) -> Tensor:
+    """`(1,)` or `(inputs,)` float32 of what `per_input` gives."""
+    if isinstance(values, float):
+        return torch.tensor([values])
+    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float()
 
 
 def cut_columns(
@@ -84,8 +95,8 @@ def cut_columns(
     packed: Tensor,
     outputs: int,
     format: str,
-    centre: Tensor,
-    threshold: Tensor,
+    centre: Tensor | PerInput,
+    threshold: Tensor | PerInput,
     folded: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, list[int]]:
@@ -99,7 +110,7 @@ def cut_columns(
     outputs : int
     format : {"fp32", "bf16", "int8"}
     centre, threshold : (1,) or (inputs,)
-        One for all inputs, or one for each, which is rounded to bfloat16.
+        One for all inputs, or one for each, which is rounded to bfloat16; or what `per_input` gives, which saves making it at each call.
     folded : (outputs,) float32, optional
     backend : {"reference", "cpu"}, optional
         By default `cpu` where it can.
@@ -111,11 +122,10 @@ def cut_columns(
     """
     usable = x.device.type == "cpu" and library() is not None
     if (backend or ("cpu" if usable else "reference")) == "reference":
-        centre, threshold = (values if values.numel() == 1 else values.bfloat16().float() for values in (centre, threshold))
-        distance = x.float() - centre
-        left = torch.where(distance.abs() <= threshold, torch.zeros_like(distance), distance)
-        made = left @ unpack_columns(packed, outputs, format).T
-        return made if folded is None else made + folded, (~(distance.abs() <= threshold)).sum(dim=1).tolist()
+        distance = x.float() - _numbers(per_input(centre))
+        near = distance.abs() <= _numbers(per_input(threshold))
+        made = torch.where(near, torch.zeros_like(distance), distance) @ unpack_columns(packed, outputs, format).T
+        return made if folded is None else made + folded, (~near).sum(dim=1).tolist()
     out = torch.empty(len(x), outputs)
     read = need_library().cut_columns(
         level(), pool(torch.get_num_threads()), packed, FORMATS[format], outputs, x.detach().float().contiguous(), per_input(centre),

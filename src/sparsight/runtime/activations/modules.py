@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...activations import Cut
 from ...models import Anatomy
-from ...ops.cut import cut_columns, fold, pack_columns
+from ...ops.cut import cut_columns, fold, pack_columns, per_input
 from ...ops.skip import active_columns, active_rows
 
 MOST_ROWS = 4
@@ -116,7 +116,8 @@ class CutLinear(_Standing):
         if name not in self._packed:
             format = "bf16" if weight.dtype == torch.bfloat16 else "fp32"
             folded = fold(weight, bias, cut.centre)
-            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, cut.centre, cut.threshold, folded)
+            state = per_input(cut.centre), per_input(cut.threshold)
+            self._packed[name] = (pack_columns(weight, format), weight.shape[0], format, *state, folded)
         made, _ = cut_columns(x.flatten(0, -2).float(), *self._packed[name])
         return made.view(*x.shape[:-1], -1).to(x.dtype)
 

@@ -100,7 +100,7 @@ class NativeActivations:
         cut = self.method.cut(i, part)
         centre = next((held for known, held in centres if torch.equal(known, cut.centre)), None)
         if centre is None:
-            centre = per_input(cut.centre) if cut.centre.any() else 0.0
+            centre = per_input(cut.centre)
             centres.append((cut.centre, centre))
         matrix = getattr(self.decoder.weights.layers[i], _WEIGHTS[part])
         folded = fold(matrix.weight, matrix.bias, cut.centre)
