@@ -271,6 +271,13 @@ class Anatomy:
         found["down"] = (self.neuron_output(i), everything)
         return found
 
+    def by_module(self, i: int) -> dict[nn.Linear, list[tuple[str, slice]]]:
+        """The same by the modules that hold them: the names and rows of the matrices in each, in the order of a forward."""
+        found: dict[nn.Linear, list[tuple[str, slice]]] = {}
+        for part, (module, rows) in self.projections(i).items():
+            found.setdefault(module, []).append((part, rows))
+        return found
+
     def query_weight_elements(self, i: int) -> int:
         """Number of elements of `W_Q` of layer `i` (no bias)."""
         weight = self._own(self.attention(i), self._names.query).weight

@@ -22,10 +22,7 @@ def watched_inputs(anatomy: Anatomy, see: See, layers: range | None = None) -> I
     """Call `see` for every matrix in the order of a forward, also where several are one module: then each gets the inputs it gives back."""
     with ExitStack() as stack:
         for i in range(anatomy.layers) if layers is None else layers:
-            modules: dict[nn.Module, list[tuple[str, slice]]] = {}
-            for part, (module, rows) in anatomy.projections(i).items():
-                modules.setdefault(module, []).append((part, rows))
-            for module, parts in modules.items():
+            for module, parts in anatomy.by_module(i).items():
                 stack.callback(module.register_forward_pre_hook(_before(i, parts, see)).remove)
                 if len(parts) > 1:
                     stack.callback(module.register_forward_hook(_behind(i, parts, see)).remove)

@@ -46,10 +46,7 @@ def output_importance(loaded: LoadedModel, windows: Tensor, progress: Progress |
 
     handles = []
     for i in range(anatomy.layers):
-        modules: dict[nn.Module, list[tuple[str, slice]]] = {}
-        for part, (module, rows) in anatomy.projections(i).items():
-            modules.setdefault(module, []).append((part, rows))
-        handles += [module.register_forward_hook(catch(i, parts)) for module, parts in modules.items()]
+        handles += [module.register_forward_hook(catch(i, parts)) for module, parts in anatomy.by_module(i).items()]
     try:
         for i, ids in enumerate(windows):
             embedded = model.get_input_embeddings()(ids[None].to(model.device)).detach().requires_grad_(True)

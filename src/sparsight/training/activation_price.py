@@ -8,6 +8,7 @@ the inputs come so much nearer to it than to zero that this costs less at the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,8 +106,8 @@ def priced(costs: dict[Matrix, list[Costs]], method: ActivationMethod, target: f
     chosen = {matrix: around[0] for matrix, around in costs.items()}
     price = _price(chosen, method, target)
     for matrix, around in costs.items():
-        inputs, outputs = geometry.shape(matrix[1])[1], geometry.shape(matrix[1])[0]
-        chosen[matrix] = min(around, key=lambda own: inputs * outputs * _spent(own, price) + price * own.extra)
+        elements = geometry.elements(matrix[1])
+        chosen[matrix] = min(around, key=lambda own: elements * _spent(own, price) + price * own.extra)
     price = _price(chosen, method, target)
     shares = {matrix: _share(own, price) for matrix, own in chosen.items()}
     return shares, {matrix: own.centre for matrix, own in chosen.items()}
@@ -128,7 +129,7 @@ def _price(chosen: dict[Matrix, Costs], method: ActivationMethod, target: float)
 
 def _share(own: Costs, price: float) -> float:
     """Share of the inputs that cost less an element than the price."""
-    place = (torch.tensor(price).log2().item() - _LOW) / (_HIGH - _LOW) * _BINS
+    place = (math.log2(price) - _LOW) / (_HIGH - _LOW) * _BINS
     i = min(max(int(place), 0), _BINS - 1)
     return float(own.cheaper[i] + (place - i) * (own.cheaper[i + 1] - own.cheaper[i]))
 

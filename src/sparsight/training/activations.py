@@ -169,7 +169,7 @@ def _shares(
         if key not in known:
             known[key] = matrix_costs(loaded, made, windows, importance, progress)
         shares, centres = priced(known[key], made, config.target)
-        return (shares if config.target > 0 else dict.fromkeys(shares, 0.0)), importance, centres
+        return shares, importance, centres
     if known.get(key, (-1.0,))[0] < config.target:
         known[key] = config.target, block_paths(loaded, made, windows[step // 2 :: step], config.target, importance, progress)
     return block_shares(known[key][1], config.target), importance, {}

@@ -90,18 +90,16 @@ class ActivationRun:
         """What stands in the place of the model's own modules."""
         made: dict[nn.Module, nn.Module] = {}
         for i in range(self.anatomy.layers):
-            found = self.anatomy.projections(i)
             if (threshold := self.method.gate_cut(i)) is not None:
+                found = self.anatomy.projections(i)
                 gate, up, down = (found[part][0] for part in ("gate", "up", "down"))
                 made[gate] = GuidedInput(gate, i, self.anatomy, threshold, self.state)
                 if up is not gate:
                     made[up] = GuidedUp(up, i, self.state)
                 made[down] = GuidedDown(down, i, self.state)
                 continue
-            by_module: dict[nn.Module, list] = {}
-            for part, (module, rows) in found.items():
-                by_module.setdefault(module, []).append((part, rows, self.method.cut(i, part)))
-            for module, parts in by_module.items():
+            for module, matrices in self.anatomy.by_module(i).items():
+                parts = [(part, rows, self.method.cut(i, part)) for part, rows in matrices]
                 if any(cut is not None for _, _, cut in parts):
                     made[module] = CutLinear(i, module, parts, self.state)
         return made
